@@ -1,0 +1,150 @@
+//! `acusight-agent provision`
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::Context;
+use super::printer::table;
+use super::progress::Progress;
+use crate::error::{Exit, Failure, TokenFate};
+use crate::provision::{Event, Outcome, Request, provision};
+use crate::secret::Secret;
+use crate::token;
+
+#[derive(Debug, Args)]
+pub(super) struct Flags {
+    /// The provisioning token (apt_…); safer: --token-file, or leave it out and be asked
+    #[arg(value_parser = secret, value_name = "TOKEN")]
+    token: Option<Secret>,
+    /// Read the token from FILE, or from standard input with -
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Read the token from the open file descriptor N
+    #[arg(long, value_name = "N")]
+    token_fd: Option<u32>,
+    /// Name of the device in the dashboard [default: the host name]
+    #[arg(long)]
+    name: Option<String>,
+    /// Become a new device, whatever this machine was before
+    #[arg(long)]
+    new_identity: bool,
+    /// Do not launch the Portainer Edge agent
+    #[arg(long)]
+    no_edge: bool,
+    /// Do not install the background service
+    #[arg(long)]
+    no_service: bool,
+}
+
+/// Infallible, and so never repeats the token in an error.
+fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
+    Ok(Secret::new(text))
+}
+
+pub(super) async fn run(context: Context, flags: Flags) -> Result<(), Failure> {
+    if !(flags.no_edge && flags.no_service) {
+        return Err(not_in_this_build());
+    }
+    let explicit = token::Explicit {
+        file: flags.token_file,
+        fd: flags.token_fd,
+        argument: flags.token,
+    };
+    let request = Request {
+        token: token::find(explicit, &context.env, &context.settings.paths)?,
+        name: flags.name,
+        new_identity: flags.new_identity,
+    };
+    let mut progress = Progress::new(context.printer.clone());
+    let mut report = |event: Event<'_>| progress.observe(event);
+    let outcome = tokio::select! {
+        outcome = provision(&context.settings, &context.clock, request, &mut report) => Some(outcome),
+        () = interrupted() => None,
+    };
+    progress.stop();
+    match outcome {
+        Some(outcome) => show(&context, &outcome?),
+        None => Err(interruption(progress.token_fate())),
+    }
+}
+
+async fn interrupted() {
+    let listen = |kind| signal(kind).ok();
+    let (Some(mut interrupt), Some(mut terminate)) = (
+        listen(SignalKind::interrupt()),
+        listen(SignalKind::terminate()),
+    ) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+fn interruption(fate: TokenFate) -> Failure {
+    let hint = match fate {
+        TokenFate::Unused => "run the same command again",
+        TokenFate::MaybeSpent | TokenFate::Spent => {
+            "run the same command again with the same token: it goes on where this one stopped"
+        }
+    };
+    Failure {
+        exit: Exit::Interrupted,
+        id: "interrupted",
+        message: "interrupted".into(),
+        hint: Some(hint.into()),
+        retryable: true,
+        token: Some(fate),
+    }
+}
+
+fn not_in_this_build() -> Failure {
+    Failure {
+        exit: Exit::Preflight,
+        id: "not_in_this_build",
+        message: "this build cannot launch the edge agent or install the service yet".into(),
+        hint: Some("add --no-edge --no-service to provision the device without them".into()),
+        retryable: false,
+        token: Some(TokenFate::Unused),
+    }
+}
+
+fn show(context: &Context, outcome: &Outcome) -> Result<(), Failure> {
+    let record = &outcome.record;
+    let headline = if outcome.already {
+        "This device is provisioned already; nothing was changed, and no token was used."
+    } else {
+        "This device is provisioned."
+    };
+    let rows = [
+        ("device", Some(record.device_id.clone())),
+        ("name", record.name.clone()),
+        ("server", Some(record.api_url.to_string())),
+        ("status", Some(outcome.status.clone())),
+        ("key", Some(outcome.key_path.display().to_string())),
+    ];
+    let text = format!("\n{headline}\n\n{}\n", table(&rows));
+    let value = json!({
+        "schema": 1,
+        "already": outcome.already,
+        "device_id": record.device_id,
+        "name": record.name,
+        "api_url": record.api_url,
+        "status": outcome.status,
+        "key": { "store": "file", "path": outcome.key_path },
+        "provisioned_at": record.provisioned_at,
+    });
+    context.printer.data(&text, &value)?;
+    if let Some(path) = &outcome.token_left_in {
+        context.printer.say(&format!(
+            "The token is still in {0}; if nothing else needs it: rm {0}",
+            path.display()
+        ));
+    }
+    context.printer.say("Next: acusight-agent status");
+    Ok(())
+}

@@ -1,0 +1,224 @@
+//! A secret in a file: framed, so that damage is noticed; twice, so that damage is survived.
+
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::{CredentialError, Stored};
+use crate::files;
+use crate::secret::{MalformedSecret, hex};
+
+const HEADER: &str = "acusight-credential 1";
+const CAP: usize = 4096;
+
+#[derive(Debug)]
+pub(super) struct FramedFile {
+    live: PathBuf,
+    backup: PathBuf,
+}
+
+impl FramedFile {
+    pub(super) fn new(live: PathBuf) -> FramedFile {
+        let mut backup = live.clone().into_os_string();
+        backup.push(".bak");
+        FramedFile {
+            live,
+            backup: backup.into(),
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.live
+    }
+
+    pub(super) fn put(&self, secret: &str) -> Result<(), CredentialError> {
+        let framed = frame(secret);
+        files::write_private(&self.live, framed.as_bytes())?;
+        let read = files::read_private(&self.live, CAP)?;
+        if read.is_none_or(|file| file.bytes != framed.as_bytes()) {
+            return Err(CredentialError::NotAsWritten {
+                path: self.live.clone(),
+            });
+        }
+        // The secret is safe by now; a missing second copy is worth a word, not a failure.
+        if let Err(error) = files::write_private(&self.backup, framed.as_bytes()) {
+            tracing::warn!(%error, "no second copy of the credential was kept");
+        }
+        Ok(())
+    }
+
+    /// The first intact one of: the live file, a new one that a crash kept from being put in
+    /// place, the second copy. A copy that had to stand in is written back.
+    pub(super) fn get<T>(
+        &self,
+        parse: impl Fn(&str) -> Result<T, MalformedSecret>,
+    ) -> Result<Option<Stored<T>>, CredentialError> {
+        let mut any_there = false;
+        for path in [&self.live, &files::staging_of(&self.live), &self.backup] {
+            let Some(file) = files::read_private(path, CAP)? else {
+                continue;
+            };
+            any_there = true;
+            let Some(text) = unframe(&file.bytes) else {
+                continue;
+            };
+            let Ok(secret) = parse(text) else { continue };
+            if path != &self.live {
+                tracing::warn!(from = %path.display(), "the credential was recovered from a copy");
+                // The copy first: writing the live file takes the staging file's place, and at
+                // every moment one intact file must be there.
+                files::write_private(&self.backup, &file.bytes)?;
+                files::write_private(&self.live, &file.bytes)?;
+            }
+            return Ok(Some(Stored {
+                secret,
+                was_exposed: file.was_exposed,
+            }));
+        }
+        if any_there {
+            return Err(self.damaged());
+        }
+        Ok(None)
+    }
+
+    pub(super) fn retire(&self) -> Result<(), CredentialError> {
+        if let Some(file) = files::read_private(&self.live, CAP)? {
+            files::write_private(&self.backup, &file.bytes)?;
+            files::remove(&self.live)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn delete(&self) -> Result<(), CredentialError> {
+        for path in [&self.backup, &files::staging_of(&self.live), &self.live] {
+            files::remove(path)?;
+        }
+        Ok(())
+    }
+
+    fn damaged(&self) -> CredentialError {
+        CredentialError::Damaged {
+            path: self.live.clone(),
+        }
+    }
+}
+
+fn frame(secret: &str) -> zeroize::Zeroizing<String> {
+    let sum = hex(&Sha256::digest(secret.as_bytes()));
+    zeroize::Zeroizing::new(format!("{HEADER}\n{secret}\nsha256 {sum}\n"))
+}
+
+fn unframe(bytes: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let body = text.strip_prefix(HEADER)?.strip_prefix('\n')?;
+    let (secret, trailer) = body.split_once('\n')?;
+    let sum = trailer.strip_prefix("sha256 ")?.strip_suffix('\n')?;
+    (sum == hex(&Sha256::digest(secret.as_bytes()))).then_some(secret)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::DeviceKey;
+    use proptest::prelude::*;
+    use std::fs;
+
+    const KEY: &str = "adk_00112233445566778899aabbccddeeff";
+
+    struct Scratch {
+        _dir: tempfile::TempDir,
+        store: FramedFile,
+    }
+
+    fn scratch() -> Scratch {
+        let dir = tempfile::tempdir().expect("a scratch directory");
+        let store = FramedFile::new(dir.path().join("device-key"));
+        Scratch { _dir: dir, store }
+    }
+
+    fn read(store: &FramedFile) -> Option<String> {
+        let stored = store.get(DeviceKey::parse).expect("readable");
+        stored.map(|stored| stored.secret.expose().to_owned())
+    }
+
+    fn write_raw(path: &Path, bytes: &[u8]) {
+        files::write_private(path, bytes).expect("written");
+    }
+
+    #[test]
+    fn what_is_put_is_got_twice_over() {
+        let Scratch { store, _dir } = scratch();
+        assert_eq!(read(&store), None);
+        store.put(KEY).expect("stored");
+        assert_eq!(read(&store).as_deref(), Some(KEY));
+        assert_eq!(
+            fs::read(&store.live).expect("live"),
+            fs::read(&store.backup).expect("backup")
+        );
+    }
+
+    #[test]
+    fn an_empty_live_file_is_healed_from_the_staging_file_or_the_copy() {
+        for copy in ["staging", "backup"] {
+            let Scratch { store, _dir } = scratch();
+            let path = match copy {
+                "staging" => files::staging_of(&store.live),
+                _ => store.backup.clone(),
+            };
+            write_raw(&path, frame(KEY).as_bytes());
+            write_raw(&files::staging_of(&path), b"");
+            fs::write(&store.live, b"").expect("an empty live file");
+            assert_eq!(read(&store).as_deref(), Some(KEY), "from {copy}");
+            assert_eq!(
+                fs::read(&store.live).expect("live"),
+                frame(KEY).as_bytes(),
+                "written back from {copy}"
+            );
+        }
+    }
+
+    #[test]
+    fn damage_everywhere_is_an_error_and_nothing_is_reset() {
+        let Scratch { store, _dir } = scratch();
+        store.put(KEY).expect("stored");
+        for path in [&store.live, &store.backup] {
+            let mut bytes = fs::read(path).expect("there");
+            bytes[30] ^= 1;
+            fs::write(path, &bytes).expect("damaged");
+        }
+        let before = fs::read(&store.live).expect("there");
+        let error = store.get(DeviceKey::parse).expect_err("damaged");
+        assert!(matches!(error, CredentialError::Damaged { .. }), "{error}");
+        assert_eq!(fs::read(&store.live).expect("there"), before);
+    }
+
+    #[test]
+    fn a_retired_key_gives_way_to_a_new_one_that_a_crash_left_in_staging() {
+        let Scratch { store, _dir } = scratch();
+        store.put(KEY).expect("stored");
+        store.retire().expect("retired");
+        assert_eq!(read(&store).as_deref(), Some(KEY), "still there as a copy");
+
+        store.retire().expect("retired");
+        write_raw(&files::staging_of(&store.live), frame("adk_ff").as_bytes());
+        assert_eq!(read(&store).as_deref(), Some("adk_ff"));
+    }
+
+    proptest! {
+        #[test]
+        fn a_frame_holds_any_one_line_secret(secret in "[!-~]{1,200}") {
+            let framed = frame(&secret);
+            prop_assert_eq!(unframe(framed.as_bytes()), Some(secret.as_str()));
+        }
+
+        #[test]
+        fn one_changed_or_missing_byte_is_noticed(at in 0..200_usize, flip in 1..=255_u8) {
+            let framed = frame(KEY);
+            let at = at % framed.len();
+            let mut bytes = framed.as_bytes().to_vec();
+            bytes[at] ^= flip;
+            prop_assert_eq!(unframe(&bytes), None);
+            prop_assert_eq!(unframe(&framed.as_bytes()[..at]), None);
+        }
+    }
+}

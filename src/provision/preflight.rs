@@ -1,0 +1,148 @@
+//! Is this machine fit to keep a key? Asked before the token is used.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use super::ProvisionError;
+use crate::error::{Exit, Explain, TokenFate};
+use crate::files::{self, FileError, Lock};
+use crate::paths::{Paths, Scope};
+
+const BYTES_NEEDED: u64 = 1024 * 1024;
+const INODES_NEEDED: u64 = 16;
+
+#[derive(Debug, Error)]
+pub enum NotReady {
+    #[error("this needs root")]
+    NotRoot(#[source] FileError),
+    #[error("the state directory cannot be used")]
+    StateDir(#[source] FileError),
+    #[error("the state directory {0} is not a directory")]
+    NotADirectory(PathBuf),
+    #[error("the state directory {path} belongs to user {owner}")]
+    ForeignOwner { path: PathBuf, owner: u32 },
+    #[error("the state directory {path} is open to others on this machine (mode {mode:04o})")]
+    Open { path: PathBuf, mode: u32 },
+    #[error(
+        "there is no space left for the key: {left} bytes free at {path}, {BYTES_NEEDED} needed"
+    )]
+    NoSpace { path: PathBuf, left: u64 },
+    #[error("there is no room left for new files at {path} (no inodes)")]
+    NoInodes { path: PathBuf },
+    #[error("what was written to {path} reads differently: the disk may be failing")]
+    NotAsWritten { path: PathBuf },
+}
+
+impl Explain for NotReady {
+    fn exit(&self) -> Exit {
+        Exit::Preflight
+    }
+
+    fn id(&self) -> &'static str {
+        match self {
+            NotReady::NotRoot(_) => "not_root",
+            NotReady::StateDir(_) | NotReady::NotADirectory(_) => "state_dir",
+            NotReady::ForeignOwner { .. } => "state_dir_owner",
+            NotReady::Open { .. } => "state_dir_open",
+            NotReady::NoSpace { .. } => "no_space",
+            NotReady::NoInodes { .. } => "no_inodes",
+            NotReady::NotAsWritten { .. } => "disk_failing",
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        let hint = match self {
+            NotReady::NotRoot(_) => "run the same command with sudo".into(),
+            NotReady::StateDir(error) => return error.hint(),
+            NotReady::NotADirectory(path) => format!("move {} away", path.display()),
+            NotReady::ForeignOwner { path, .. } => {
+                format!(
+                    "chown it to the user that runs this: chown root: {}",
+                    path.display()
+                )
+            }
+            NotReady::Open { path, .. } => format!("chmod 700 {}", path.display()),
+            NotReady::NoSpace { .. } | NotReady::NoInodes { .. } => {
+                "free some space there, or choose another directory with --state-dir".into()
+            }
+            NotReady::NotAsWritten { .. } => {
+                "check the disk (dmesg), or choose another directory with --state-dir".into()
+            }
+        };
+        Some(hint)
+    }
+
+    fn token_fate(&self) -> Option<TokenFate> {
+        Some(TokenFate::Unused)
+    }
+}
+
+/// Makes the state directory if need be, checks whose it is, and keeps other runs out.
+pub(super) fn claim_state_dir(paths: &Paths) -> Result<Lock, ProvisionError> {
+    let dir = paths.state_dir();
+    let refused = |error: FileError| {
+        let denied = error.io_kind() == Some(io::ErrorKind::PermissionDenied);
+        if denied && paths.scope() == Scope::System {
+            NotReady::NotRoot(error)
+        } else {
+            NotReady::StateDir(error)
+        }
+    };
+    files::create_private_dir(dir).map_err(refused)?;
+    check_owner_and_mode(dir)?;
+    let lock = Lock::try_acquire(&paths.lock()).map_err(refused)?;
+    lock.ok_or(ProvisionError::Locked)
+}
+
+/// Room enough, and a full cycle of what storing the key will do.
+pub(super) fn try_out_state_dir(paths: &Paths) -> Result<(), NotReady> {
+    let dir = paths.state_dir();
+    let free = files::free_space(dir).map_err(NotReady::StateDir)?;
+    if free.bytes < BYTES_NEEDED {
+        return Err(NotReady::NoSpace {
+            path: dir.to_owned(),
+            left: free.bytes,
+        });
+    }
+    if free.inodes.is_some_and(|left| left < INODES_NEEDED) {
+        return Err(NotReady::NoInodes {
+            path: dir.to_owned(),
+        });
+    }
+    let trial = dir.join("trial");
+    let content = [0x5a; 256];
+    files::write_private(&trial, &content).map_err(NotReady::StateDir)?;
+    let read = files::read_private(&trial, content.len()).map_err(NotReady::StateDir)?;
+    if read.is_none_or(|file| file.bytes != content) {
+        return Err(NotReady::NotAsWritten { path: trial });
+    }
+    files::remove(&trial).map_err(NotReady::StateDir)
+}
+
+fn check_owner_and_mode(dir: &Path) -> Result<(), NotReady> {
+    let meta = dir.metadata().map_err(|source| {
+        NotReady::StateDir(FileError::Io {
+            what: "inspect",
+            path: dir.to_owned(),
+            source,
+        })
+    })?;
+    let path = dir.to_owned();
+    if !meta.is_dir() {
+        return Err(NotReady::NotADirectory(path));
+    }
+    if meta.uid() != rustix::process::geteuid().as_raw() {
+        return Err(NotReady::ForeignOwner {
+            path,
+            owner: meta.uid(),
+        });
+    }
+    let mode = meta.mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(NotReady::Open { path, mode });
+    }
+    Ok(())
+}
