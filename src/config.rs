@@ -94,7 +94,7 @@ impl Explain for ConfigError {
                 Some("known settings: api_url, allow_http, ca_cert, retry_for".into())
             }
             ConfigError::File(error) => error.hint(),
-            ConfigError::Variable { .. } => None,
+            ConfigError::Variable { .. } => Some("set it so, or unset it".into()),
         }
     }
 }
@@ -195,7 +195,12 @@ pub enum BadApiUrl {
 
 impl ApiUrl {
     pub fn parse(text: &str, allow_http: bool) -> Result<ApiUrl, BadApiUrl> {
-        let mut url = Url::parse(text.trim()).map_err(|_| BadApiUrl::Malformed)?;
+        let text = text.trim();
+        // The standard would take the first word of the path for the host.
+        if text.contains(":///") {
+            return Err(BadApiUrl::Malformed);
+        }
+        let mut url = Url::parse(text).map_err(|_| BadApiUrl::Malformed)?;
         if !matches!(url.scheme(), "http" | "https") {
             return Err(BadApiUrl::Scheme);
         }
@@ -309,7 +314,26 @@ mod tests {
             .into_iter()
             .map(|(text, allow)| format!("{text} ({allow}) => {}", parsed(text, allow)))
             .collect();
-        insta::assert_snapshot!(lines.join("\n"), @"");
+        insta::assert_snapshot!(lines.join("\n"), @"
+        https://acusight.io (false) => https://acusight.io/api
+        https://acusight.io/ (false) => https://acusight.io/api
+        https://acusight.io/api/ (false) => https://acusight.io/api
+        https://acusight.io/tenant/api (false) => https://acusight.io/tenant/api
+        https://acusight.io:8443 (false) => https://acusight.io:8443/api
+        http://127.0.0.1:8080 (false) => http://127.0.0.1:8080/api
+        http://[::1]:8080/api (false) => http://[::1]:8080/api
+        http://localhost:8080/api (false) => http://localhost:8080/api
+        http://192.168.1.10:8080/api (true) => http://192.168.1.10:8080/api
+        http://192.168.1.10:8080/api (false) => refused: plain http would send the token and the key unprotected
+        http://localhost.evil.example/api (false) => refused: plain http would send the token and the key unprotected
+        http://127.0.0.1.evil.example/api (false) => refused: plain http would send the token and the key unprotected
+        ftp://acusight.io (false) => refused: only https (or http) is spoken here
+        acusight.io (false) => refused: this is not an address of the form https://HOST/api
+        https://user:pw@acusight.io (false) => refused: an API address carries no user, password, query or fragment
+        https://acusight.io/api?x=1 (false) => refused: an API address carries no user, password, query or fragment
+        https:///api (false) => refused: this is not an address of the form https://HOST/api
+         (false) => refused: this is not an address of the form https://HOST/api
+        ");
     }
 
     #[test]

@@ -14,6 +14,13 @@
 //!
 //! Ground floor, without policy: [`error`], [`env_vars`], [`paths`], [`config`], [`secret`],
 //! [`files`], [`records`], [`prompt`], [`logging`], [`clock`].
+#![cfg_attr(
+    test,
+    allow(
+        clippy::disallowed_methods,
+        reason = "tests play everybody else on the machine"
+    )
+)]
 
 pub mod api;
 pub mod cli;

@@ -282,8 +282,12 @@ impl Client {
         if let Some(host) = &answer.redirects_to {
             return Err(foreign(format!("a redirect to {host}")));
         }
-        let envelope: Envelope<serde::de::IgnoredAny> = serde_json::from_slice(&answer.body)
-            .map_err(|_| foreign("and no answer in its format".into()))?;
+        let envelope: Option<Envelope<serde::de::IgnoredAny>> = std::str::from_utf8(&answer.body)
+            .ok()
+            .and_then(|text| serde_json::from_str(text).ok());
+        let Some(envelope) = envelope else {
+            return Err(foreign("and no answer in its format".into()));
+        };
         match (status, envelope.success, envelope.error) {
             (200..300, true, _) => Ok(answer),
             (200..300, false, _) => Err(ApiError::BadReply {

@@ -100,7 +100,7 @@ impl Explain for SetupError {
 
 #[derive(Debug, Error)]
 pub enum HttpError {
-    #[error("the name {host} could not be resolved")]
+    #[error("the name {host} could not be resolved: {cause}")]
     Dns { host: String, cause: String },
     #[error("could not connect to {host}: {cause}")]
     Connect { host: String, cause: String },

@@ -41,14 +41,16 @@ pub(super) async fn daemon_id(host: Option<&str>) -> Result<String, DockerError>
 #[expect(clippy::disallowed_methods, reason = "this is the door to Docker")]
 fn connect(host: &str) -> Result<Docker, DockerError> {
     let version = bollard::API_DEFAULT_VERSION;
+    // Ours ends first, with a message of our own.
+    let timeout = 2 * DEADLINE.as_secs();
     let connected = if let Some(path) = host.strip_prefix("unix://") {
         let path = PathBuf::from(path);
         if !path.exists() {
             return Err(DockerError::NoSocket(path));
         }
-        Docker::connect_with_unix(host, DEADLINE.as_secs(), version)
+        Docker::connect_with_unix(host, timeout, version)
     } else if host.starts_with("tcp://") {
-        Docker::connect_with_http(host, DEADLINE.as_secs(), version)
+        Docker::connect_with_http(host, timeout, version)
     } else {
         return Err(DockerError::BadHost(host.to_owned()));
     };

@@ -50,13 +50,13 @@ pub enum ProvisionError {
     #[error("the device was not provisioned")]
     Refused(#[source] ApiError),
     #[error("the device may have been provisioned, but the server's answer was lost")]
-    OutcomeUnknown {
-        device_id: String,
-        /// Another try with the same token may still bring the answer.
-        resumable: bool,
-        #[source]
-        error: ApiError,
-    },
+    AnswerLost(#[source] ApiError),
+    /// What the server says now is not passed on: it speaks of a token or a device that our own
+    /// earlier attempt has used or made.
+    #[error(
+        "the device was probably provisioned by an attempt whose answer was lost, and the server does not repeat it"
+    )]
+    KeyLost { device_id: String },
     #[error("the server could not finish provisioning")]
     ServerFailed {
         #[source]
@@ -98,16 +98,13 @@ impl ProvisionError {
 
     /// Something may have happened on the server: this attempt stays open.
     pub(super) fn unsettled(error: ApiError, device_id: &str) -> ProvisionError {
-        let unknown = |error, resumable| ProvisionError::OutcomeUnknown {
-            device_id: device_id.to_owned(),
-            resumable,
-            error,
-        };
         match error {
             ApiError::Refused {
                 status: 400..500, ..
-            } => unknown(error, false),
-            ApiError::Http(_) => unknown(error, true),
+            } => ProvisionError::KeyLost {
+                device_id: device_id.to_owned(),
+            },
+            ApiError::Http(_) => ProvisionError::AnswerLost(error),
             _ => ProvisionError::ServerFailed { error },
         }
     }
@@ -129,7 +126,7 @@ impl Explain for ProvisionError {
             | ProvisionError::Refused(error)
             | ProvisionError::ServerFailed { error } => error.exit(),
             ProvisionError::Rejected { .. } => Exit::TokenRejected,
-            ProvisionError::OutcomeUnknown { .. } => Exit::OutcomeUnknown,
+            ProvisionError::AnswerLost(_) | ProvisionError::KeyLost { .. } => Exit::OutcomeUnknown,
             ProvisionError::NotStored { .. } => Exit::NotStored,
             ProvisionError::BadEndpoint { .. } => Exit::Server,
             ProvisionError::Unverified(error) => error.exit(),
@@ -154,7 +151,8 @@ impl Explain for ProvisionError {
             ProvisionError::Rejected { expired: true, .. } => "token_expired",
             ProvisionError::Rejected { expired: false, .. } => "token_rejected",
             ProvisionError::DeviceExists { .. } => "device_exists",
-            ProvisionError::OutcomeUnknown { .. } => "outcome_unknown",
+            ProvisionError::AnswerLost(_) => "answer_lost",
+            ProvisionError::KeyLost { .. } => "key_lost",
             ProvisionError::NotStored { .. } => "not_stored",
             ProvisionError::BadEndpoint { .. } => "bad_endpoint",
             ProvisionError::Record(error) => error.id(),
@@ -184,10 +182,10 @@ impl Explain for ProvisionError {
             ProvisionError::DeviceExists { device_id, .. } => format!(
                 "if that is this machine, delete device {device_id} in the dashboard and run the same command again; if it is another (a cloned disk), add --new-identity"
             ),
-            ProvisionError::OutcomeUnknown { resumable: true, .. } => {
+            ProvisionError::AnswerLost(_) => {
                 "run the same command again with the same token: it goes on where this one stopped".into()
             }
-            ProvisionError::OutcomeUnknown { device_id, .. } => format!(
+            ProvisionError::KeyLost { device_id } => format!(
                 "its key is lost: delete device {device_id} in the dashboard and run this again with a new token; or leave it there and add --new-identity"
             ),
             ProvisionError::ServerFailed { .. } => {
@@ -215,8 +213,8 @@ impl Explain for ProvisionError {
             ProvisionError::Locked
             | ProvisionError::KeyStored(_)
             | ProvisionError::Record(_)
+            | ProvisionError::AnswerLost(_)
             | ProvisionError::ServerFailed { .. } => true,
-            ProvisionError::OutcomeUnknown { resumable, .. } => *resumable,
             ProvisionError::Unconfirmed(error)
             | ProvisionError::ServerNotReached(error)
             | ProvisionError::Refused(error)
@@ -228,9 +226,9 @@ impl Explain for ProvisionError {
     fn token_fate(&self) -> Option<TokenFate> {
         match self {
             ProvisionError::Rejected { .. } => None,
-            ProvisionError::OutcomeUnknown { .. } | ProvisionError::ServerFailed { .. } => {
-                Some(TokenFate::MaybeSpent)
-            }
+            ProvisionError::AnswerLost(_)
+            | ProvisionError::KeyLost { .. }
+            | ProvisionError::ServerFailed { .. } => Some(TokenFate::MaybeSpent),
             ProvisionError::NotStored { .. }
             | ProvisionError::KeyStored(_)
             | ProvisionError::BadEndpoint { .. }

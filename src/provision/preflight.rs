@@ -56,7 +56,9 @@ impl Explain for NotReady {
     fn hint(&self) -> Option<String> {
         let hint = match self {
             NotReady::NotRoot(_) => "run the same command with sudo".into(),
-            NotReady::StateDir(error) => return error.hint(),
+            NotReady::StateDir(error) => error.hint().unwrap_or_else(|| {
+                "look at that directory, or choose another with --state-dir".into()
+            }),
             NotReady::NotADirectory(path) => format!("move {} away", path.display()),
             NotReady::ForeignOwner { path, .. } => {
                 format!(
@@ -91,6 +93,9 @@ pub(super) fn claim_state_dir(paths: &Paths) -> Result<Lock, ProvisionError> {
             NotReady::StateDir(error)
         }
     };
+    if dir.exists() && !dir.is_dir() {
+        return Err(NotReady::NotADirectory(dir.to_owned()).into());
+    }
     files::create_private_dir(dir).map_err(refused)?;
     check_owner_and_mode(dir)?;
     let lock = Lock::try_acquire(&paths.lock()).map_err(refused)?;
@@ -131,9 +136,6 @@ fn check_owner_and_mode(dir: &Path) -> Result<(), NotReady> {
         })
     })?;
     let path = dir.to_owned();
-    if !meta.is_dir() {
-        return Err(NotReady::NotADirectory(path));
-    }
     if meta.uid() != rustix::process::geteuid().as_raw() {
         return Err(NotReady::ForeignOwner {
             path,
