@@ -160,7 +160,7 @@ impl Explain for ApiError {
             ApiError::Foreign { .. } | ApiError::Refused { status: 500.., .. } => {
                 Some("the server has a problem; run the same command again later".into())
             }
-            ApiError::Refused { .. } => None,
+            ApiError::Refused { .. } => Some("correct what the server names, then run it again".into()),
             ApiError::BadReply { .. } => Some("the server may need another version of this agent; show this to Acusight's support".into()),
         }
     }

@@ -3,13 +3,15 @@
 use std::cell::RefCell;
 use std::io::{self, IsTerminal, Write};
 use std::rc::Rc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::ColorChoice;
 use serde_json::{Value, json};
 
+use crate::api::client::ApiError;
 use crate::env_vars::{self, Env};
-use crate::error::Failure;
+use crate::error::{Failure, chain};
 use crate::secret::redact;
 
 #[derive(Clone)]
@@ -80,6 +82,16 @@ impl Printer {
 
     pub(super) fn warn(&self, text: &str) {
         self.talk(&format!("{} {text}", self.style(Style::Bold, "warning:")));
+    }
+
+    /// A passing failure, and when the next try is.
+    pub(super) fn waiting(&self, error: &ApiError, delay: Duration) {
+        self.say(&format!(
+            "  {} {}; trying again in {} s",
+            self.style(Style::Bad, "wait"),
+            redact(&chain(error)),
+            delay.as_secs_f64().ceil()
+        ));
     }
 
     pub(super) fn failure(&self, failure: &Failure) {

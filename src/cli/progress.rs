@@ -5,7 +5,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::printer::{Printer, Style};
-use crate::error::{TokenFate, chain};
+use crate::error::TokenFate;
 use crate::provision::{Event, Step};
 
 pub(super) struct Progress {
@@ -32,16 +32,10 @@ impl Progress {
         match event {
             Event::Began(step) => self.began(step),
             Event::Done(step, detail) => self.done(step, &detail),
-            Event::Retrying { error, delay } => self.line(&format!(
-                "  {}  {}; trying again in {} s",
-                self.printer.style(Style::Bad, "wait"),
-                chain(error),
-                delay.as_secs_f64().ceil()
-            )),
-            Event::Warning(text) => {
-                let printer = &self.printer;
-                self.above_spinner(|| printer.warn(&text));
+            Event::Retrying { error, delay } => {
+                self.above_spinner(|| self.printer.waiting(error, delay));
             }
+            Event::Warning(text) => self.above_spinner(|| self.printer.warn(&text)),
         }
     }
 
@@ -81,8 +75,7 @@ impl Progress {
     }
 
     fn line(&self, text: &str) {
-        let printer = &self.printer;
-        self.above_spinner(|| printer.say(text));
+        self.above_spinner(|| self.printer.say(text));
     }
 
     fn above_spinner(&self, print: impl FnOnce()) {

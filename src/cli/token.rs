@@ -12,6 +12,7 @@ use super::Context;
 use super::printer::table;
 use crate::api::client::{ApiError, Client};
 use crate::api::http::Http;
+use crate::api::retry::{Backoff, Policy, Worth, with_retries};
 use crate::api::{CreateToken, Lifetime, TokenInfo};
 use crate::env_vars;
 use crate::error::{Exit, Explain, Failure};
@@ -194,10 +195,18 @@ async fn create(
     admin: &AdminToken,
     token: &CreateToken,
 ) -> Result<(), Failure> {
-    let created = client
-        .create_token(admin, token)
-        .await
-        .map_err(AdminError::from)?;
+    // Not what may have been carried out: nobody would know of the first token.
+    let worth = |error: &ApiError| match error.may_have_been_carried_out() {
+        true => Worth::Nothing,
+        false => error.worth(),
+    };
+    let created = retrying(
+        context,
+        async || client.create_token(admin, token).await,
+        worth,
+    )
+    .await
+    .map_err(AdminError::from)?;
     let uses = if created.single_use {
         "good for one device"
     } else {
@@ -232,7 +241,7 @@ async fn create(
 }
 
 async fn list(context: &Context, client: &Client, admin: &AdminToken) -> Result<(), Failure> {
-    let tokens = client.list_tokens(admin).await.map_err(AdminError::from)?;
+    let tokens = all_tokens(context, client, admin).await?;
     let value = json!({ "schema": 1, "tokens": tokens });
     let text: String = tokens
         .iter()
@@ -285,12 +294,12 @@ async fn revoke(
     let id = match token.parse::<Uuid>() {
         Ok(id) => id,
         Err(_) => {
-            let tokens = client.list_tokens(admin).await.map_err(AdminError::from)?;
+            let tokens = all_tokens(context, client, admin).await?;
             id_of_name(&tokens, token)?
         }
     };
-    client
-        .revoke_token(admin, id)
+    let revoke = async || client.revoke_token(admin, id).await;
+    retrying(context, revoke, ApiError::worth)
         .await
         .map_err(|error| match error.refusal() {
             Some((404, _)) => AdminError::NoSuchToken(token.to_owned()),
@@ -299,6 +308,28 @@ async fn revoke(
     let value = json!({ "schema": 1, "id": id, "revoked": true });
     let text = format!("Token {token:?} is revoked: no further device can join with it.\n");
     Ok(context.printer.data(&text, &value)?)
+}
+
+async fn all_tokens(
+    context: &Context,
+    client: &Client,
+    admin: &AdminToken,
+) -> Result<Vec<TokenInfo>, AdminError> {
+    let list = async || client.list_tokens(admin).await;
+    Ok(retrying(context, list, ApiError::worth).await?)
+}
+
+async fn retrying<T>(
+    context: &Context,
+    exchange: impl AsyncFnMut() -> Result<T, ApiError>,
+    worth: impl Fn(&ApiError) -> Worth,
+) -> Result<T, ApiError> {
+    let policy = Policy::interactive(context.settings.retry_for);
+    let mut backoff = Backoff::new(policy, fastrand::u64(..));
+    with_retries(&mut backoff, exchange, worth, |error, delay| {
+        context.printer.waiting(error, delay);
+    })
+    .await
 }
 
 fn id_of_name(tokens: &[TokenInfo], name: &str) -> Result<Uuid, AdminError> {

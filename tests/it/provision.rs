@@ -233,6 +233,7 @@ fn a_request_that_the_server_finds_invalid() {
     exit 7
     error: the device was not provisioned: the server refused: the request is not valid: device_info.name: at most 255 characters (HTTP 400)
     token: the token was not used
+    hint: correct what the server names, then run it again
     ");
     assert_eq!(
         (bench.uses(), bench.state_files()),

@@ -117,9 +117,10 @@ fn bad_settings_are_named_with_their_place() {
 fn plain_http_to_another_machine_needs_to_be_allowed() {
     let bench = Bench::new();
     for allow in ["flag", "variable", "file"] {
-        let mut command =
-            bench.bare_agent(&["token", "list", "--api-url", "http://lan.invalid:8080"]);
-        command.env("ACUSIGHT_ADMIN_TOKEN", "x");
+        let mut command = bench.bare_agent(&["token", "list", "--retry-for", "0"]);
+        command
+            .args(["--api-url", "http://lan.invalid:8080"])
+            .env("ACUSIGHT_ADMIN_TOKEN", "x");
         match allow {
             "flag" => drop(command.arg("--allow-http")),
             "variable" => drop(command.env("ACUSIGHT_ALLOW_HTTP", "1")),

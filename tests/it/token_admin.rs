@@ -1,6 +1,6 @@
 //! `token create`, `token list`, `token revoke`.
 
-use acusight_agent::mock::{ADMIN_TOKEN, Fault, Route};
+use acusight_agent::mock::{ADMIN_TOKEN, Fault, Moment, Route};
 use serde_json::json;
 
 use crate::support::{Bench, Run, write_private, write_with_mode};
@@ -174,8 +174,27 @@ fn a_token_that_the_server_does_not_accept() {
     error: invalid value '0' for '--expires-in-days <N>': 0 is not in 1..=4294967295
     hint: For more information, try '--help'.
     ");
-    bench
-        .cloud
-        .inject(Fault::status(400, "VALIDATION_ERROR").on(Route::ListTokens));
+    let bad = Fault::status(400, "VALIDATION_ERROR").on(Route::ListTokens);
+    bench.cloud.inject(bad.times(1));
     bench.admin(&["token", "list"]).expect(7);
+}
+
+#[test]
+fn a_busy_server_is_asked_again_but_no_token_is_made_twice() {
+    let bench = Bench::new();
+    let busy = |route| Fault::status(429, "RATE_LIMITED").on(route).times(1);
+    for route in [Route::CreateToken, Route::ListTokens, Route::RevokeToken] {
+        bench.cloud.inject(busy(route));
+    }
+    bench.admin(&["token", "create", "x"]).expect(0);
+    bench.admin(&["token", "list"]).expect(0);
+    bench.admin(&["token", "revoke", "x"]).expect(0);
+
+    let lost = Fault::Reset {
+        moment: Moment::AfterCommit,
+    };
+    bench.cloud.inject(lost.on(Route::CreateToken).times(1));
+    bench.admin(&["token", "create", "y"]).expect(6);
+    let listed = bench.admin(&["token", "list", "--json"]).expect(0).json();
+    assert_eq!(listed["tokens"].as_array().expect("a list").len(), 2);
 }
