@@ -16,7 +16,7 @@ use std::rc::Rc;
 
 use anyhow::Context as _;
 use clap::error::ErrorKind;
-use clap::{Args, ColorChoice, Parser, Subcommand};
+use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum as _};
 use tracing::Level;
 
 use crate::clock::Clock;
@@ -153,13 +153,7 @@ pub fn run(args: Vec<OsString>, env: Env, out: impl Write + 'static) -> Exit {
 
 fn dispatch(cli: Cli, env: Env, printer: Printer) -> Result<(), Failure> {
     let clock = Clock::system();
-    let format =
-        cli.globals
-            .log_format
-            .unwrap_or_else(|| match env.text(env_vars::JOURNAL_STREAM) {
-                Some(_) => LogFormat::Journald,
-                None => LogFormat::Human,
-            });
+    let format = log_format(cli.globals.log_format, &env)?;
     logging::init(format, level(&cli.globals), clock.clone());
     let settings = settle(cli.globals, &env)?;
     let context = Context {
@@ -200,6 +194,20 @@ fn settle(globals: Globals, env: &Env) -> Result<Settings, Failure> {
     };
     let paths = paths.with_state_dir(state_dir, env);
     Ok(Settings::resolve(overrides, env, paths)?)
+}
+
+fn log_format(flag: Option<LogFormat>, env: &Env) -> Result<LogFormat, Failure> {
+    if let Some(format) = flag {
+        return Ok(format);
+    }
+    match env.text(env_vars::LOG_FORMAT) {
+        Some(name) => LogFormat::from_str(&name, false).map_err(|_| {
+            let message = format!("{} must be human, journald or json", env_vars::LOG_FORMAT);
+            Failure::usage(message, Some("set it so, or unset it".into()))
+        }),
+        None if env.text(env_vars::JOURNAL_STREAM).is_some() => Ok(LogFormat::Journald),
+        None => Ok(LogFormat::Human),
+    }
 }
 
 fn level(globals: &Globals) -> Level {

@@ -228,6 +228,16 @@ fn log_lines_take_the_form_that_is_asked_for() {
     let line: serde_json::Value = serde_json::from_str(&json).expect("JSON");
     assert_eq!(line["level"], serde_json::json!("debug"));
     assert_eq!(line["status"], serde_json::json!("200"));
+    let by_variable = first_log_line(&[], &[("ACUSIGHT_LOG_FORMAT", "journald")]);
+    assert!(by_variable.starts_with("<7>"), "{by_variable}");
+    let mut command = bench.agent(&["status"]);
+    command.env("ACUSIGHT_LOG_FORMAT", "xml");
+    insta::assert_snapshot!(Run::of(command).told(), @"
+    exit 2
+    -- stderr
+    error: ACUSIGHT_LOG_FORMAT must be human, journald or json
+    hint: set it so, or unset it
+    ");
 }
 
 #[test]

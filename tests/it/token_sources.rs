@@ -262,4 +262,7 @@ fn the_prompt_does_not_echo_and_ctrl_c_gives_the_terminal_back() {
         .expect("done");
     assert!(!seen.contains(given.token.expose()), "{seen}");
     assert_eq!(given.bench.cloud.devices().len(), 1);
+    shell.wait_for_prompt().expect("a prompt");
+    shell.send_line("exit").expect("typed");
+    shell.exp_eof().expect("the end");
 }
