@@ -1,5 +1,9 @@
 //! Flag, environment, file, default: which one wins, and what a bad one earns.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::process::Stdio;
+
 use crate::support::{Bench, Run, write_private};
 
 /// The API address that is in force, as an error about reaching it tells.
@@ -250,4 +254,78 @@ fn colour_is_for_those_who_ask() {
         .expect(11)
         .stderr;
     assert!(coloured.contains('\u{1b}'), "{coloured:?}");
+}
+
+#[test]
+fn proxies_are_those_of_the_environment_and_this_machine_is_reached_directly() {
+    let proxy = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = format!("http://{}", proxy.local_addr().expect("an address"));
+    let seen = std::thread::spawn(move || {
+        let (mut stream, _) = proxy.accept().expect("a client");
+        let mut request = [0; 4096];
+        let read = stream.read(&mut request).expect("a request");
+        stream
+            .write_all(b"HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n")
+            .expect("answered");
+        String::from_utf8_lossy(&request[..read]).into_owned()
+    });
+    let bench = Bench::new();
+    let list = |api_url: &str| {
+        let mut command = bench.bare_agent(&["token", "list", "--allow-http", "--retry-for", "0"]);
+        command
+            .env("ACUSIGHT_API_URL", api_url)
+            .env("ACUSIGHT_ADMIN_TOKEN", acusight_agent::mock::ADMIN_TOKEN)
+            .env("HTTP_PROXY", &address);
+        command
+    };
+    Run::of(list(&bench.cloud.api_url())).expect(0);
+    let mut excepted = list("http://lan.invalid:8080");
+    excepted.env("NO_PROXY", "lan.invalid");
+    assert!(
+        Run::of(excepted)
+            .expect(6)
+            .stderr
+            .contains("could not be resolved")
+    );
+    insta::assert_snapshot!(Run::of(list("http://lan.invalid:8080")).told(), @"
+    exit 6
+    -- stderr
+    error: the server could not do it: http://lan.invalid:8080/api did not answer like the Acusight API: HTTP 407, and no answer in its format
+    hint: the proxy wants a user and password: HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT
+    ");
+    let seen = seen.join().expect("no panic");
+    assert!(
+        seen.starts_with("GET http://lan.invalid:8080/api/provisioning-tokens "),
+        "{seen}"
+    );
+}
+
+#[test]
+fn output_that_cannot_be_written_is_a_failure() {
+    let bench = Bench::new();
+    let token = bench.cloud.create_token("t", true);
+    let full = || {
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open("/dev/full")
+            .expect("there")
+    };
+    let run = |mut command: std::process::Command| {
+        let child = command.stdout(full()).stderr(Stdio::piped()).spawn();
+        Run::from_output(
+            child
+                .expect("it starts")
+                .wait_with_output()
+                .expect("it ends"),
+        )
+    };
+    insta::assert_snapshot!(run(bench.provision_command(&token, &[])).error(), @"
+    exit 1
+    error: could not write to standard output: No space left on device (os error 28)
+    ");
+    // What was done is done.
+    assert_eq!((bench.uses(), bench.device_key().is_some()), (1, true));
+    bench.run(&["status"]).expect(0);
+    run(bench.agent(&["status"])).expect(1);
+    run(bench.agent(&["status", "--json"])).expect(1);
 }

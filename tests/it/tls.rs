@@ -1,6 +1,6 @@
 //! https for real, with certificate authorities made here.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use acusight_agent::mock::MockCloud;
@@ -64,6 +64,26 @@ fn an_authority_of_ones_own_is_trusted_when_named() {
     status.env("ACUSIGHT_CA_CERT", &cloud.ca);
     Run::of(status).expect(0);
     cloud.bench.run(&["status"]).expect(6);
+}
+
+#[test]
+fn the_systems_authorities_count_and_a_device_without_any_still_works() {
+    let cloud = secured(|_| {});
+    let token = cloud.bench.cloud.create_token("t", true);
+    let provision = |args: &[&str], system: &Path| {
+        let mut command = cloud.bench.provision_command(&token, args);
+        command
+            .env("ACUSIGHT_RETRY_FOR", "0")
+            .env("SSL_CERT_FILE", system)
+            .env("SSL_CERT_DIR", "/nonexistent");
+        Run::of(command)
+    };
+    let nothing = cloud.bench.root().join("nothing.pem");
+    write_private(&nothing, "");
+    provision(&[], &nothing).expect(6);
+    let named = ["--ca-cert", cloud.ca.to_str().expect("a name")];
+    provision(&named, &nothing).expect(0);
+    provision(&[], &cloud.ca).expect(0);
 }
 
 #[test]
