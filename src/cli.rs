@@ -1,4 +1,8 @@
 //! The command line: what it understands, who answers, and what becomes of errors.
+#![allow(
+    rustdoc::bare_urls,
+    reason = "the comments of clap's types are help texts"
+)]
 
 mod identity;
 mod printer;
