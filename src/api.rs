@@ -32,26 +32,39 @@ pub struct Envelope<T> {
     pub data: Option<T>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<ErrorBody>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "or_default"
+    )]
     pub meta: Option<Meta>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Read leniently: an odd detail must not turn a refusal into something else.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub code: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub message: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "or_default"
+    )]
     pub details: Option<String>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meta {
-    pub count: u64,
-    pub limit: u64,
-    pub offset: u64,
-    pub total: u64,
+    #[serde(default, deserialize_with = "or_default")]
+    pub count: Option<u64>,
+    #[serde(default, deserialize_with = "or_default")]
+    pub limit: Option<u64>,
+    #[serde(default, deserialize_with = "or_default")]
+    pub offset: Option<u64>,
+    #[serde(default, deserialize_with = "or_default")]
+    pub total: Option<u64>,
 }
 
 /// `POST /provisioning-tokens`
@@ -149,22 +162,43 @@ pub struct DeviceInfo {
     pub agent_version: Option<String>,
 }
 
-/// The only answer that ever holds a device key.
+/// The only answer that ever holds a device key. All the rest of it is read leniently: whatever is
+/// odd about it, the key must not be lost.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Provisioned {
-    pub device_id: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub endpoint_id: Option<String>,
     #[serde(serialize_with = "Secret::send")]
     pub api_key: Secret,
-    /// An origin; the device's calls go to `/api/…` below it.
-    pub api_endpoint: String,
     #[serde(
+        default,
         skip_serializing_if = "Option::is_none",
-        serialize_with = "Secret::send_option"
+        deserialize_with = "or_default"
+    )]
+    pub device_id: Option<String>,
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "or_default"
+    )]
+    pub endpoint_id: Option<String>,
+    /// An origin; the device's calls go to `/api/…` below it.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "or_default"
+    )]
+    pub api_endpoint: Option<String>,
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "Secret::send_option",
+        deserialize_with = "or_default"
     )]
     pub edge_key: Option<Secret>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "or_default"
+    )]
     pub portainer_endpoint_id: Option<i64>,
 }
 
@@ -226,6 +260,16 @@ pub struct Action {
     pub fields: serde_json::Map<String, Value>,
 }
 
+/// A value of another type than expected counts as absent.
+fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + serde::de::DeserializeOwned,
+{
+    let value = Value::deserialize(deserializer)?;
+    Ok(serde_json::from_value(value).unwrap_or_default())
+}
+
 fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -274,6 +318,7 @@ mod tests {
         for text in [
             r#"{"device_id":"a","api_key":"adk_00","api_endpoint":"https://x.example"}"#,
             r#"{"device_id":"a","endpoint_id":null,"api_key":"adk_00","api_endpoint":"https://x.example","edge_key":null,"portainer_endpoint_id":null}"#,
+            r#"{"device_id":7,"api_key":"adk_00","edge_key":{},"portainer_endpoint_id":"5"}"#,
         ] {
             let data: Provisioned = serde_json::from_str(text).expect(text);
             assert!(data.edge_key.is_none() && data.portainer_endpoint_id.is_none());

@@ -21,12 +21,13 @@ use std::rc::Rc;
 use anyhow::Context as _;
 use clap::error::ErrorKind;
 use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum as _};
+use tokio::signal::unix::{SignalKind, signal};
 use tracing::Level;
 
 use crate::clock::Clock;
 use crate::config::{Overrides, Settings};
 use crate::env_vars::{self, Env};
-use crate::error::{Exit, Failure};
+use crate::error::{Exit, Failure, TokenFate};
 use crate::logging::{self, LogFormat};
 use crate::paths::Paths;
 use printer::{Look, Printer};
@@ -172,15 +173,57 @@ fn dispatch(cli: Cli, env: Env, printer: Printer) -> Result<(), Failure> {
         .context("could not start")?;
     let outcome = runtime.block_on(async {
         match cli.command {
+            // It knows what an interruption means for the token.
             Command::Provision(flags) => provision::run(context, flags).await,
-            Command::Status => status::run(context).await,
-            Command::Identity(flags) => identity::run(context, flags).await,
-            Command::Token(flags) => token::run(context, flags).await,
+            Command::Status => unless_interrupted(status::run(context)).await,
+            Command::Identity(flags) => unless_interrupted(identity::run(context, flags)).await,
+            Command::Token(flags) => unless_interrupted(token::run(context, flags)).await,
         }
     });
     // A name look-up that hangs in the system's resolver must not keep the process.
     runtime.shutdown_background();
     outcome
+}
+
+async fn unless_interrupted(
+    work: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Failure> {
+    tokio::select! {
+        outcome = work => outcome,
+        () = interrupted() => Err(interruption(None)),
+    }
+}
+
+/// Ctrl-C, or the polite form of kill. What is dropped then gives the terminal back.
+async fn interrupted() {
+    let listen = |kind| signal(kind).ok();
+    let (Some(mut interrupt), Some(mut terminate)) = (
+        listen(SignalKind::interrupt()),
+        listen(SignalKind::terminate()),
+    ) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+fn interruption(token: Option<TokenFate>) -> Failure {
+    let hint = match token {
+        None | Some(TokenFate::Unused) => "run the same command again",
+        Some(TokenFate::MaybeSpent | TokenFate::Spent) => {
+            "run the same command again with the same token: it goes on where this one stopped"
+        }
+    };
+    Failure {
+        exit: Exit::Interrupted,
+        id: "interrupted",
+        message: "interrupted".into(),
+        hint: Some(hint.into()),
+        retryable: true,
+        token,
+    }
 }
 
 fn settle(globals: Globals, env: &Env) -> Result<Settings, Failure> {

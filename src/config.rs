@@ -191,6 +191,8 @@ pub enum BadApiUrl {
     PlainHttp,
     #[error("an https server must not point to plain http")]
     Downgrade,
+    #[error("a server elsewhere must not point to this machine itself")]
+    Loopback,
 }
 
 impl ApiUrl {
@@ -228,6 +230,9 @@ impl ApiUrl {
         if self.0.scheme() == "https" && endpoint.0.scheme() == "http" {
             return Err(BadApiUrl::Downgrade);
         }
+        if endpoint.is_loopback() && !self.is_loopback() {
+            return Err(BadApiUrl::Loopback);
+        }
         Ok(endpoint)
     }
 
@@ -240,6 +245,10 @@ impl ApiUrl {
 
     pub fn is_loopback(&self) -> bool {
         is_loopback(&self.0)
+    }
+
+    pub fn has_same_origin(&self, other: &ApiUrl) -> bool {
+        self.0.origin() == other.0.origin()
     }
 
     pub fn host(&self) -> &str {
@@ -337,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn an_https_server_cannot_send_devices_to_plain_http() {
+    fn a_server_cannot_send_its_devices_just_anywhere() {
         let https = ApiUrl::parse("https://acusight.io", false).expect("good");
         assert_eq!(
             https.endpoint("http://acusight.io", true),
@@ -346,6 +355,10 @@ mod tests {
         assert_eq!(
             https.endpoint("http://acusight.io", false),
             Err(BadApiUrl::PlainHttp)
+        );
+        assert_eq!(
+            https.endpoint("https://localhost", false),
+            Err(BadApiUrl::Loopback)
         );
         let http = ApiUrl::parse("http://10.0.0.1:8080", true).expect("good");
         assert!(http.endpoint("http://10.0.0.1:8080", true).is_ok());

@@ -63,8 +63,11 @@ pub struct Stored<T> {
     pub secret: T,
     /// Others on this machine could read it until now.
     pub was_exposed: bool,
+    /// It had to be read from a copy: the proper file is missing or damaged.
+    pub from_copy: bool,
 }
 
+/// Reading is for everybody; whoever writes must hold the lock of the state directory.
 #[derive(Debug)]
 pub struct CredentialStore {
     device_key: FramedFile,
@@ -78,7 +81,7 @@ impl CredentialStore {
         CredentialStore {
             device_key: FramedFile::new(paths.device_key()),
             edge_key: FramedFile::new(paths.edge_key()),
-            refuge: FramedFile::new(paths.refuge().join("device-key")),
+            refuge: FramedFile::new(paths.refuge()),
         }
     }
 
@@ -91,6 +94,14 @@ impl CredentialStore {
         self.device_key.get(DeviceKey::parse)
     }
 
+    /// Writes a key that was read from a copy back to its place.
+    pub fn heal_device_key(&self, key: &DeviceKey) {
+        if let Err(error) = self.device_key.heal(key.expose()) {
+            let error = crate::error::chain(&error);
+            tracing::warn!(error, "the recovered key could not be written back");
+        }
+    }
+
     /// Keeps the key where it survives this process, though not a restart of the machine.
     pub fn put_in_refuge(&self, key: &DeviceKey) -> Result<&Path, CredentialError> {
         let path = self.refuge.path();
@@ -101,20 +112,13 @@ impl CredentialStore {
         Ok(path)
     }
 
-    /// Brings a key from the refuge to its proper place, if there is one and the place is free.
+    /// Brings a key from the refuge to its proper place. It is newer than any that is there.
     pub fn leave_refuge(&self) -> Result<(), CredentialError> {
         if let Some(stored) = self.refuge.get(DeviceKey::parse)? {
-            if self.device_key()?.is_none() {
-                self.put_device_key(&stored.secret)?;
-            }
+            self.put_device_key(&stored.secret)?;
             self.refuge.delete()?;
         }
         Ok(())
-    }
-
-    /// Makes room for a new key after the server revoked this one, which stays as a copy.
-    pub fn retire_device_key(&self) -> Result<(), CredentialError> {
-        self.device_key.retire()
     }
 
     pub fn put_edge_key(&self, key: &EdgeKey) -> Result<(), CredentialError> {

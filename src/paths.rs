@@ -111,8 +111,8 @@ impl Paths {
     }
 
     /// Where an issued key goes when the state directory fails at the worst moment.
-    pub fn refuge(&self) -> &Path {
-        &self.runtime
+    pub fn refuge(&self) -> PathBuf {
+        self.runtime.join("issued-key")
     }
 
     pub fn settings_file(&self) -> PathBuf {
@@ -162,7 +162,7 @@ mod tests {
             paths.edge_key(),
             paths.journal(),
             paths.lock(),
-            paths.refuge().to_owned(),
+            paths.refuge(),
             paths.settings_file(),
         ];
         ours.extend(paths.token_drop_ins());

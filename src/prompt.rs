@@ -1,13 +1,18 @@
 //! Asking for a secret on the terminal, without echo.
 //!
-//! The terminal, not standard input: in `curl … | sh` that is the script. The keys are read one
-//! by one with signals off, so that Ctrl-C ends the question with the terminal as it was before.
+//! The terminal, not standard input: in `curl … | sh` that is the script. The question can be
+//! dropped at any moment (a signal, say) and gives the terminal back as it was. Ctrl-C is read as
+//! a key, so that it ends the question even where nobody listens to signals.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 
+use rustix::fs::OFlags;
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use thiserror::Error;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use zeroize::Zeroizing;
 
 const TERMINAL: &str = "/dev/tty";
@@ -28,44 +33,53 @@ pub enum PromptError {
     Io(#[from] io::Error),
 }
 
-pub fn secret(question: &str) -> Result<Zeroizing<String>, PromptError> {
+pub async fn secret(question: &str) -> Result<Zeroizing<String>, PromptError> {
+    let mut terminal = open()?;
+    terminal.write_all(question.as_bytes())?;
+    let quiet = Quiet::make(terminal)?;
+    let answer = quiet.read_line().await;
+    drop(quiet);
+    answer
+}
+
+fn open() -> Result<File, PromptError> {
     #[expect(
         clippy::disallowed_methods,
         reason = "the terminal is written to, no file is"
     )]
-    let mut terminal = OpenOptions::new()
+    OpenOptions::new()
         .read(true)
         .write(true)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
         .open(TERMINAL)
-        .map_err(|_| PromptError::NoTerminal)?;
-    terminal.write_all(question.as_bytes())?;
-    let answer = Quiet::make(&terminal)?.read_line();
-    terminal.write_all(b"\n")?;
-    answer
+        .map_err(|_| PromptError::NoTerminal)
 }
 
 /// A terminal that does not echo, until dropped.
-struct Quiet<'a> {
-    terminal: &'a File,
+struct Quiet {
+    terminal: AsyncFd<File>,
     before: Termios,
 }
 
-impl<'a> Quiet<'a> {
-    fn make(terminal: &'a File) -> Result<Quiet<'a>, PromptError> {
-        let before = tcgetattr(terminal).map_err(io::Error::from)?;
+impl Quiet {
+    fn make(terminal: File) -> Result<Quiet, PromptError> {
+        let before = tcgetattr(&terminal).map_err(io::Error::from)?;
         let mut quiet = before.clone();
         quiet.local_modes -= LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG;
-        tcsetattr(terminal, OptionalActions::Flush, &quiet).map_err(io::Error::from)?;
+        tcsetattr(&terminal, OptionalActions::Flush, &quiet).map_err(io::Error::from)?;
+        #[expect(
+            deprecated,
+            reason = "sound for a File, which owns its descriptor; the successor is unsafe to call"
+        )]
+        let terminal = AsyncFd::with_interest(terminal, Interest::READABLE)?;
         Ok(Quiet { terminal, before })
     }
 
-    fn read_line(&self) -> Result<Zeroizing<String>, PromptError> {
+    async fn read_line(&self) -> Result<Zeroizing<String>, PromptError> {
         let mut line = Zeroizing::new(Vec::with_capacity(CAP));
-        let mut terminal = self.terminal;
-        let mut byte = [0];
         // One at a time: what is typed after the line belongs to whoever reads next.
-        while terminal.read(&mut byte)? == 1 {
-            match byte[0] {
+        while let Some(byte) = self.read_byte().await? {
+            match byte {
                 b'\n' | b'\r' | CTRL_D => break,
                 CTRL_C => return Err(PromptError::Interrupted),
                 CTRL_U => line.clear(),
@@ -76,11 +90,23 @@ impl<'a> Quiet<'a> {
         }
         Ok(Zeroizing::new(String::from_utf8_lossy(&line).into_owned()))
     }
+
+    /// `None` when the terminal has gone.
+    async fn read_byte(&self) -> io::Result<Option<u8>> {
+        let mut byte = [0];
+        let read = self
+            .terminal
+            .async_io(Interest::READABLE, |mut terminal| terminal.read(&mut byte))
+            .await?;
+        Ok((read == 1).then_some(byte[0]))
+    }
 }
 
-impl Drop for Quiet<'_> {
+impl Drop for Quiet {
     fn drop(&mut self) {
+        let mut terminal = self.terminal.get_ref();
         // If the terminal is gone there is nothing to restore.
-        tcsetattr(self.terminal, OptionalActions::Flush, &self.before).ok();
+        tcsetattr(terminal, OptionalActions::Flush, &self.before).ok();
+        terminal.write_all(b"\n").ok();
     }
 }

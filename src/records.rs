@@ -21,26 +21,26 @@ pub struct DeviceRecord {
     schema: u32,
     pub device_id: String,
     pub name: Option<String>,
-    /// Base of the device's calls.
+    /// The server as the administrator named it.
+    pub server: ApiUrl,
+    /// Base of the device's calls, as the server named it.
     pub api_url: ApiUrl,
     pub portainer_endpoint_id: Option<i64>,
+    /// The attempt that brought the key; `None` if only the server could tell who this is.
+    pub request_id: Option<Uuid>,
     pub provisioned_at: String,
 }
 
 impl DeviceRecord {
-    pub fn new(
-        device_id: String,
-        name: Option<String>,
-        api_url: ApiUrl,
-        portainer_endpoint_id: Option<i64>,
-        provisioned_at: String,
-    ) -> DeviceRecord {
+    pub fn new(device_id: String, server: ApiUrl, provisioned_at: String) -> DeviceRecord {
         DeviceRecord {
             schema: SCHEMA,
             device_id,
-            name,
-            api_url,
-            portainer_endpoint_id,
+            name: None,
+            api_url: server.clone(),
+            server,
+            portainer_endpoint_id: None,
+            request_id: None,
             provisioned_at,
         }
     }
@@ -54,13 +54,10 @@ impl DeviceRecord {
     }
 }
 
-/// The attempts whose outcome is not known yet, all under one device id.
+/// The attempts to provision whose outcome is not known yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Journal {
     schema: u32,
-    pub device_id: String,
-    /// The id was made up because somebody asked for a new one.
-    pub new_identity: bool,
     pub attempts: Vec<Attempt>,
 }
 
@@ -68,23 +65,27 @@ pub struct Journal {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
     pub request_id: Uuid,
+    pub device_id: String,
+    /// The id was made up because somebody asked for a new one.
+    pub new_identity: bool,
     pub api_url: ApiUrl,
     pub token_fingerprint: String,
     pub started_at: String,
 }
 
-impl Journal {
-    pub fn new(device_id: String, new_identity: bool) -> Journal {
+impl Default for Journal {
+    fn default() -> Journal {
         Journal {
             schema: SCHEMA,
-            device_id,
-            new_identity,
             attempts: Vec::new(),
         }
     }
+}
 
-    pub fn load(path: &Path) -> Result<Option<Journal>, RecordError> {
-        load(path)
+impl Journal {
+    /// An absent journal is one without attempts.
+    pub fn load(path: &Path) -> Result<Journal, RecordError> {
+        Ok(load(path)?.unwrap_or_default())
     }
 
     /// Writes the journal, or removes it when no attempt is open.
@@ -94,6 +95,19 @@ impl Journal {
         } else {
             save(path, self)
         }
+    }
+
+    /// Whether an attempt with this token is open.
+    pub fn has_token(&self, fingerprint: &str) -> bool {
+        (self.attempts.iter()).any(|open| open.token_fingerprint == fingerprint)
+    }
+
+    pub fn of_device(&self, device_id: &str) -> Option<&Attempt> {
+        (self.attempts.iter()).find(|open| open.device_id == device_id)
+    }
+
+    pub fn forget(&mut self, request_id: Uuid) {
+        self.attempts.retain(|open| open.request_id != request_id);
     }
 }
 

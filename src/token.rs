@@ -152,9 +152,9 @@ pub fn find(explicit: Explicit, env: &Env, paths: &Paths) -> Result<Option<Found
 }
 
 /// Asks on the terminal, without echo.
-pub fn prompt() -> Result<Found, TokenError> {
-    match prompt::secret("Provisioning token (apt_…, not shown): ") {
-        Ok(text) => parse(&text, Source::Prompt),
+pub async fn prompt() -> Result<Found, TokenError> {
+    match prompt::secret("Provisioning token (apt_…, not shown): ").await {
+        Ok(text) => parse(text.trim(), Source::Prompt),
         Err(PromptError::NoTerminal) => Err(TokenError::Missing),
         Err(error) => Err(TokenError::Prompt(error)),
     }

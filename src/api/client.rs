@@ -7,7 +7,7 @@ use std::time::Duration;
 use thiserror::Error;
 use uuid::Uuid;
 
-use super::http::{Answer, DEADLINE, Http, HttpError, Request};
+use super::http::{Answer, BODY_CAP, DEADLINE, Http, HttpError, Request, SetupError};
 use super::retry::Worth;
 use super::{
     Checkin, CheckinReply, CreateToken, CreatedToken, DEVICE_KEY_HEADER, DeviceSelf, Envelope,
@@ -21,6 +21,17 @@ use crate::secret::{AdminToken, DeviceKey, Secret};
 /// it gets more time than the other calls.
 const PROVISION_DEADLINE: Duration = Duration::from_secs(60);
 
+/// Some ten thousand tokens.
+const LIST_CAP: usize = 4 * 1024 * 1024;
+
+#[derive(Debug)]
+pub struct TokenList {
+    /// Newest first.
+    pub tokens: Vec<TokenInfo>,
+    /// Tokens that the server has and did not send.
+    pub not_shown: u64,
+}
+
 #[derive(Debug, Clone)]
 pub struct Client {
     http: Http,
@@ -29,6 +40,8 @@ pub struct Client {
 
 #[derive(Debug, Error)]
 pub enum ApiError {
+    #[error(transparent)]
+    Setup(#[from] SetupError),
     #[error(transparent)]
     Http(#[from] HttpError),
     #[error("{base} did not answer like the Acusight API: HTTP {status}, {what}")]
@@ -86,10 +99,11 @@ impl ApiError {
     /// Whether the server may have carried out the request all the same.
     pub fn may_have_been_carried_out(&self) -> bool {
         match self {
+            ApiError::Setup(_) => false,
             ApiError::Http(error) => error.may_have_been_delivered(),
-            // A server error after the commit looks like one before it.
+            // A server error after the commit looks like one before it; 503 is said at the door.
             ApiError::Refused { status, .. } | ApiError::Foreign { status, .. } => {
-                *status >= 500 || *status < 300
+                (*status >= 500 && *status != 503) || *status < 300
             }
             ApiError::BadReply { .. } => true,
         }
@@ -109,7 +123,7 @@ impl ApiError {
                 retry_after,
                 ..
             } => (is_passing_status(*status) || *status < 300, *retry_after),
-            ApiError::BadReply { .. } => (false, None),
+            ApiError::Setup(_) | ApiError::BadReply { .. } => (false, None),
         };
         if retry {
             Worth::Retry { after }
@@ -122,6 +136,7 @@ impl ApiError {
 impl Explain for ApiError {
     fn exit(&self) -> Exit {
         match self {
+            ApiError::Setup(error) => error.exit(),
             ApiError::Http(error) => error.exit(),
             ApiError::Foreign { status, .. } if *status < 400 || *status == 407 => Exit::Network,
             ApiError::Foreign { .. } | ApiError::Refused { .. } | ApiError::BadReply { .. } => {
@@ -132,6 +147,7 @@ impl Explain for ApiError {
 
     fn id(&self) -> &'static str {
         match self {
+            ApiError::Setup(error) => error.id(),
             ApiError::Http(error) => error.id(),
             ApiError::Foreign { .. } => "not_the_api",
             ApiError::Refused { status: 429, .. } => "throttled",
@@ -143,6 +159,7 @@ impl Explain for ApiError {
 
     fn hint(&self) -> Option<String> {
         match self {
+            ApiError::Setup(error) => error.hint(),
             ApiError::Http(error) => error.hint(),
             ApiError::Foreign { base, status, .. } if *status < 400 => Some(format!(
                 "a login page of this network may be in the way: open a browser on it; else check --api-url ({base})"
@@ -195,9 +212,16 @@ impl Client {
         self.data(call).await
     }
 
-    pub async fn list_tokens(&self, admin: &AdminToken) -> Result<Vec<TokenInfo>, ApiError> {
-        let call = self.call(Method::GET, "/provisioning-tokens").bearer(admin);
-        self.data(call).await
+    pub async fn list_tokens(&self, admin: &AdminToken) -> Result<TokenList, ApiError> {
+        let mut call = self.call(Method::GET, "/provisioning-tokens").bearer(admin);
+        call.body_cap = LIST_CAP;
+        let envelope: Envelope<Vec<TokenInfo>> = decode(&self.accepted(call).await?)?;
+        let total = envelope.meta.and_then(|meta| meta.total).unwrap_or(0);
+        let tokens = envelope.data.ok_or_else(no_data)?;
+        Ok(TokenList {
+            not_shown: total.saturating_sub(tokens.len() as u64),
+            tokens,
+        })
     }
 
     pub async fn revoke_token(&self, admin: &AdminToken, id: Uuid) -> Result<(), ApiError> {
@@ -255,18 +279,13 @@ impl Client {
             headers: Vec::new(),
             json: None,
             deadline: DEADLINE,
+            body_cap: BODY_CAP,
         }
     }
 
     async fn data<T: DeserializeOwned>(&self, call: Request) -> Result<T, ApiError> {
-        let answer = self.accepted(call).await?;
-        let envelope: Envelope<T> =
-            serde_json::from_slice(&answer.body).map_err(|error| ApiError::BadReply {
-                what: error.to_string(),
-            })?;
-        envelope.data.ok_or_else(|| ApiError::BadReply {
-            what: "it holds no data".into(),
-        })
+        let envelope: Envelope<T> = decode(&self.accepted(call).await?)?;
+        envelope.data.ok_or_else(no_data)
     }
 
     /// An answer of the API itself that says yes.
@@ -300,6 +319,18 @@ impl Client {
             }),
             _ => Err(foreign("and no error in its format".into())),
         }
+    }
+}
+
+fn decode<T: DeserializeOwned>(answer: &Answer) -> Result<Envelope<T>, ApiError> {
+    serde_json::from_slice(&answer.body).map_err(|error| ApiError::BadReply {
+        what: error.to_string(),
+    })
+}
+
+fn no_data() -> ApiError {
+    ApiError::BadReply {
+        what: "it holds no data".into(),
     }
 }
 

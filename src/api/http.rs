@@ -32,13 +32,14 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 pub const DEADLINE: Duration = Duration::from_secs(10);
 const HEADER_CAP: usize = 16 * 1024;
 const HEADERS_CAP: usize = 64;
-const BODY_CAP: usize = 64 * 1024;
+pub const BODY_CAP: usize = 64 * 1024;
 const CA_FILE_CAP: usize = 1024 * 1024;
 
 #[derive(Debug, Clone)]
 pub struct Http {
     client: reqwest::Client,
     clock: Clock,
+    bypasses_proxies: bool,
 }
 
 #[derive(Debug)]
@@ -49,6 +50,7 @@ pub struct Request {
     pub headers: Vec<(&'static str, Secret)>,
     pub json: Option<Vec<u8>>,
     pub deadline: Duration,
+    pub body_cap: usize,
 }
 
 #[derive(Debug)]
@@ -241,7 +243,16 @@ impl Http {
             },
             None => SetupError::Client(error),
         })?;
-        Ok(Http { client, clock })
+        Ok(Http {
+            client,
+            clock,
+            bypasses_proxies: base.is_loopback(),
+        })
+    }
+
+    /// Whether it was made for a server like this one, as far as proxies go.
+    pub fn suits(&self, base: &ApiUrl) -> bool {
+        self.bypasses_proxies == base.is_loopback()
     }
 
     pub async fn exchange(&self, request: Request) -> Result<Answer, HttpError> {
@@ -259,7 +270,7 @@ impl Http {
 
     async fn send(&self, request: Request) -> Result<Answer, HttpError> {
         let host = request.url.host_str().unwrap_or_default().to_owned();
-        let deadline = request.deadline;
+        let (deadline, body_cap) = (request.deadline, request.body_cap);
         let failed = |error: reqwest::Error| self.classify(&error, host.clone(), deadline);
 
         let mut headers = HeaderMap::new();
@@ -286,7 +297,7 @@ impl Http {
             .map(|(name, value)| name.as_str().len() + value.len())
             .sum();
         let announced = response.content_length().unwrap_or(0);
-        if header_bytes > HEADER_CAP || announced > BODY_CAP as u64 {
+        if header_bytes > HEADER_CAP || announced > body_cap as u64 {
             return Err(too_large());
         }
         let mut answer = Answer {
@@ -296,7 +307,7 @@ impl Http {
             body: Vec::new(),
         };
         while let Some(chunk) = response.chunk().await.map_err(failed)? {
-            if answer.body.len() + chunk.len() > BODY_CAP {
+            if answer.body.len() + chunk.len() > body_cap {
                 return Err(too_large());
             }
             answer.body.extend_from_slice(&chunk);
@@ -310,7 +321,8 @@ impl Http {
     }
 
     fn classify(&self, error: &reqwest::Error, host: String, deadline: Duration) -> HttpError {
-        if let Some(tls) = find::<rustls::Error>(error) {
+        // Only while connecting: a broken record later on says nothing of what the server did.
+        if let Some(tls) = find::<rustls::Error>(error).filter(|_| error.is_connect()) {
             let problem = self.tls_problem(tls);
             return HttpError::Tls { host, problem };
         }

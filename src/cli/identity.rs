@@ -23,10 +23,10 @@ pub(super) async fn run(context: Context, flags: Flags) -> Result<(), Failure> {
     let journal = Journal::load(&paths.journal())?;
 
     // As provisioning chooses: what this device was, is about to be, or is to Docker.
-    let (device_id, origin) = match (record, journal, &facts.docker_id) {
+    let (device_id, origin) = match (record, journal.attempts.last(), &facts.docker_id) {
         (Some(record), _, _) => (Some(record.device_id), "as provisioned".to_owned()),
-        (None, Some(journal), _) => (
-            Some(journal.device_id),
+        (None, Some(open), _) => (
+            Some(open.device_id.clone()),
             "of the attempt that is open".to_owned(),
         ),
         (None, None, Ok(id)) => (Some(id.clone()), "the Docker daemon's id".to_owned()),

@@ -67,7 +67,7 @@ impl Printer {
         let written = if self.json {
             writeln!(out, "{value}")
         } else {
-            out.write_all(text.as_bytes())
+            out.write_all(plain(text).as_bytes())
         };
         written
             .and_then(|()| out.flush())
@@ -89,14 +89,14 @@ impl Printer {
         self.say(&format!(
             "  {} {}; trying again in {} s",
             self.style(Style::Bad, "wait"),
-            redact(&chain(error)),
+            redact(&plain(&chain(error))),
             delay.as_secs_f64().ceil()
         ));
     }
 
     pub(super) fn failure(&self, failure: &Failure) {
-        let message = redact(&failure.message);
-        let hint = failure.hint.as_deref().map(redact);
+        let message = redact(&plain(&failure.message));
+        let hint = failure.hint.as_deref().map(|hint| redact(&plain(hint)));
         self.talk(&format!("{} {message}", self.style(Style::Bad, "error:")));
         if let Some(fate) = failure.token {
             self.talk(&format!(
@@ -145,13 +145,20 @@ impl Printer {
     }
 }
 
+/// A text that cannot draw on the terminal: servers have a say in some of what is printed.
+pub(super) fn plain(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() && c != '\n' { ' ' } else { c })
+        .collect()
+}
+
 /// `label   value` lines, aligned; rows without a value are left out.
 pub(super) fn table(rows: &[(&str, Option<String>)]) -> String {
     let width = rows.iter().map(|(label, _)| label.len()).max().unwrap_or(0);
     rows.iter()
         .filter_map(|(label, value)| {
             let value = value.as_ref()?;
-            Some(format!("  {label:width$}   {value}\n"))
+            Some(format!("  {label:width$}   {}\n", value.replace('\n', " ")))
         })
         .collect()
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::printer::{Printer, Style};
+use super::printer::{Printer, Style, plain};
 use crate::error::TokenFate;
 use crate::provision::{Event, Step};
 
@@ -30,12 +30,16 @@ impl Progress {
 
     pub(super) fn observe(&mut self, event: Event<'_>) {
         match event {
+            Event::Resuming => {
+                self.fate = TokenFate::MaybeSpent;
+                self.line("  ..   going on where an earlier run stopped");
+            }
             Event::Began(step) => self.began(step),
             Event::Done(step, detail) => self.done(step, &detail),
             Event::Retrying { error, delay } => {
                 self.above_spinner(|| self.printer.waiting(error, delay));
             }
-            Event::Warning(text) => self.above_spinner(|| self.printer.warn(&text)),
+            Event::Warning(text) => self.above_spinner(|| self.printer.warn(&plain(&text))),
         }
     }
 
@@ -70,7 +74,7 @@ impl Progress {
             "  {}   {:<13} {}",
             self.printer.style(Style::Good, "ok"),
             done(step),
-            self.printer.style(Style::Dim, detail)
+            self.printer.style(Style::Dim, &plain(detail))
         ));
     }
 

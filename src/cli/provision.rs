@@ -4,15 +4,14 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
 
-use super::Context;
 use super::printer::table;
 use super::progress::Progress;
+use super::{Context, interrupted, interruption};
 use crate::error::{Exit, Failure, TokenFate};
 use crate::provision::{Event, Outcome, Request, provision};
 use crate::secret::Secret;
-use crate::token;
+use crate::token::{self, TokenError};
 
 #[derive(Debug, Args)]
 pub(super) struct Flags {
@@ -54,7 +53,11 @@ pub(super) async fn run(context: Context, flags: Flags) -> Result<(), Failure> {
         argument: flags.token,
     };
     let request = Request {
-        token: token::find(explicit, &context.env, &context.settings.paths)?,
+        token: match token::find(explicit, &context.env, &context.settings.paths) {
+            // Whatever this machine is already: that is not what somebody meant to type.
+            Err(error @ TokenError::TwoSources) => return Err(error.into()),
+            token => token,
+        },
         name: flags.name,
         new_identity: flags.new_identity,
     };
@@ -67,38 +70,7 @@ pub(super) async fn run(context: Context, flags: Flags) -> Result<(), Failure> {
     progress.stop();
     match outcome {
         Some(outcome) => show(&context, &outcome?),
-        None => Err(interruption(progress.token_fate())),
-    }
-}
-
-async fn interrupted() {
-    let listen = |kind| signal(kind).ok();
-    let (Some(mut interrupt), Some(mut terminate)) = (
-        listen(SignalKind::interrupt()),
-        listen(SignalKind::terminate()),
-    ) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-}
-
-fn interruption(fate: TokenFate) -> Failure {
-    let hint = match fate {
-        TokenFate::Unused => "run the same command again",
-        TokenFate::MaybeSpent | TokenFate::Spent => {
-            "run the same command again with the same token: it goes on where this one stopped"
-        }
-    };
-    Failure {
-        exit: Exit::Interrupted,
-        id: "interrupted",
-        message: "interrupted".into(),
-        hint: Some(hint.into()),
-        retryable: true,
-        token: Some(fate),
+        None => Err(interruption(Some(progress.token_fate()))),
     }
 }
 

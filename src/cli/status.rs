@@ -91,7 +91,8 @@ fn unhealthy(error: &ApiError) -> Failure {
 }
 
 fn not_provisioned(context: &Context) -> Result<Failure, Failure> {
-    let interrupted = Journal::load(&context.settings.paths.journal())?.is_some();
+    let journal = Journal::load(&context.settings.paths.journal())?;
+    let interrupted = !journal.attempts.is_empty();
     let (message, hint) = if interrupted {
         (
             "provisioning began on this device, but did not finish",

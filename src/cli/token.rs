@@ -2,7 +2,9 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use serde_json::json;
 use thiserror::Error;
@@ -79,6 +81,8 @@ enum AdminError {
         count: usize,
         ids: String,
     },
+    #[error("the token may have been created, but the server's answer was lost")]
+    MaybeCreated(#[source] ApiError),
     #[error("the server could not do it")]
     Api(#[source] ApiError),
 }
@@ -87,7 +91,7 @@ impl Explain for AdminError {
     fn exit(&self) -> Exit {
         match self {
             AdminError::NotAccepted(_) => Exit::TokenRejected,
-            AdminError::Api(error) => error.exit(),
+            AdminError::Api(error) | AdminError::MaybeCreated(error) => error.exit(),
             AdminError::Prompt(PromptError::Interrupted) => Exit::Interrupted,
             _ => Exit::Usage,
         }
@@ -103,6 +107,7 @@ impl Explain for AdminError {
             AdminError::NotAccepted(_) => "admin_token_rejected",
             AdminError::NoSuchToken(_) => "no_such_token",
             AdminError::Ambiguous { .. } => "ambiguous_name",
+            AdminError::MaybeCreated(_) => "maybe_created",
             AdminError::Api(error) => error.id(),
         }
     }
@@ -119,6 +124,10 @@ impl Explain for AdminError {
             }
             AdminError::NoSuchToken(_) => "see `acusight-agent token list`".into(),
             AdminError::Ambiguous { ids, .. } => format!("name one by its id: {ids}"),
+            AdminError::MaybeCreated(_) => {
+                "see `acusight-agent token list`; if it is there, revoke it and create another"
+                    .into()
+            }
             AdminError::File(error) => return error.hint(),
             AdminError::Api(error) => return error.hint(),
         };
@@ -140,7 +149,7 @@ impl From<ApiError> for AdminError {
 }
 
 pub(super) async fn run(context: Context, flags: Flags) -> Result<(), Failure> {
-    let admin = admin_token(&context, flags.admin_token_file.as_deref())?;
+    let admin = admin_token(&context, flags.admin_token_file.as_deref()).await?;
     let http = Http::new(
         context.settings.ca_cert.as_deref(),
         &context.settings.api_url,
@@ -172,7 +181,7 @@ pub(super) async fn run(context: Context, flags: Flags) -> Result<(), Failure> {
 }
 
 /// Never from the command line: arguments are visible to everybody on the machine.
-fn admin_token(context: &Context, file: Option<&Path>) -> Result<AdminToken, AdminError> {
+async fn admin_token(context: &Context, file: Option<&Path>) -> Result<AdminToken, AdminError> {
     let text = match (file, context.env.text(env_vars::ADMIN_TOKEN)) {
         (Some(path), _) if path == Path::new("-") => {
             files::read_token_from(io::stdin().lock(), path, ADMIN_TOKEN_CAP)?
@@ -180,7 +189,7 @@ fn admin_token(context: &Context, file: Option<&Path>) -> Result<AdminToken, Adm
         (Some(path), _) => files::read_token(path, ADMIN_TOKEN_CAP)?
             .ok_or_else(|| AdminError::NoSuchFile(path.to_owned()))?,
         (None, Some(text)) => text.into(),
-        (None, None) => match prompt::secret("Administrator's access token (not shown): ") {
+        (None, None) => match prompt::secret("Administrator's access token (not shown): ").await {
             Ok(text) => text,
             Err(PromptError::NoTerminal) => return Err(AdminError::Missing),
             Err(error) => return Err(AdminError::Prompt(error)),
@@ -206,7 +215,10 @@ async fn create(
         worth,
     )
     .await
-    .map_err(AdminError::from)?;
+    .map_err(|error| match error.may_have_been_carried_out() {
+        true => AdminError::MaybeCreated(error),
+        false => AdminError::from(error),
+    })?;
     let uses = if created.single_use {
         "good for one device"
     } else {
@@ -233,7 +245,12 @@ async fn create(
         "expires_at": created.expires_at,
         "setup_command": created.setup_command.expose(),
     });
-    context.printer.data(&text, &value)?;
+    context.printer.data(&text, &value).with_context(|| {
+        format!(
+            "token {} was created, but could not be shown; revoke it",
+            created.id
+        )
+    })?;
     context
         .printer
         .say("This is the only time the token is shown: store it now, or use it right away.");
@@ -248,7 +265,7 @@ async fn list(context: &Context, client: &Client, admin: &AdminToken) -> Result<
         .map(|token| {
             let rows = [
                 ("id", Some(token.id.clone())),
-                ("state", Some(state(token))),
+                ("state", Some(state(token, context.clock.now()))),
                 (
                     "used",
                     Some(match &token.last_used_at {
@@ -272,14 +289,16 @@ async fn list(context: &Context, client: &Client, admin: &AdminToken) -> Result<
     Ok(())
 }
 
-fn state(token: &TokenInfo) -> String {
+fn state(token: &TokenInfo, now: SystemTime) -> String {
     let uses = if token.single_use {
         "one device"
     } else {
         "many devices"
     };
+    let has_passed = |at: &str| humantime::parse_rfc3339_weak(at).is_ok_and(|at| at <= now);
     match (&token.revoked_at, &token.expires_at) {
         (Some(at), _) => format!("revoked since {at}"),
+        (None, Some(at)) if has_passed(at) => format!("expired since {at}"),
         (None, Some(at)) => format!("good for {uses}, until {at}"),
         (None, None) => format!("good for {uses}, for ever"),
     }
@@ -316,7 +335,14 @@ async fn all_tokens(
     admin: &AdminToken,
 ) -> Result<Vec<TokenInfo>, AdminError> {
     let list = async || client.list_tokens(admin).await;
-    Ok(retrying(context, list, ApiError::worth).await?)
+    let list = retrying(context, list, ApiError::worth).await?;
+    if list.not_shown > 0 {
+        context.printer.warn(&format!(
+            "the server has {} more tokens than it shows here",
+            list.not_shown
+        ));
+    }
+    Ok(list.tokens)
 }
 
 async fn retrying<T>(

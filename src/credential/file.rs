@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::{CredentialError, Stored};
-use crate::files;
+use crate::files::{self, FileError};
 use crate::secret::{MalformedSecret, hex};
 
 const HEADER: &str = "acusight-credential 1";
@@ -42,64 +42,62 @@ impl FramedFile {
         }
         // The secret is safe by now; a missing second copy is worth a word, not a failure.
         if let Err(error) = files::write_private(&self.backup, framed.as_bytes()) {
-            tracing::warn!(%error, "no second copy of the credential was kept");
+            let error = crate::error::chain(&error);
+            tracing::warn!(error, "no second copy of the credential was kept");
         }
         Ok(())
     }
 
-    /// The first intact one of: the live file, a new one that a crash kept from being put in
-    /// place, the second copy. A copy that had to stand in is written back.
+    /// The first intact one of: a new file that a crash kept from being put in place (it is
+    /// never older than the live one), the live file, the second copy. Writes nothing.
     pub(super) fn get<T>(
         &self,
         parse: impl Fn(&str) -> Result<T, MalformedSecret>,
     ) -> Result<Option<Stored<T>>, CredentialError> {
-        let mut any_there = false;
-        for path in [&self.live, &files::staging_of(&self.live), &self.backup] {
-            let Some(file) = files::read_private(path, CAP)? else {
-                continue;
+        let mut trouble = None;
+        for path in [&files::staging_of(&self.live), &self.live, &self.backup] {
+            let file = match files::read_private(path, CAP) {
+                Ok(None) => continue,
+                Ok(Some(file)) => file,
+                // Somebody has been at it: that is for a person to look into.
+                Err(error @ FileError::Untrusted { .. }) => return Err(error.into()),
+                Err(error) => {
+                    trouble.get_or_insert(error.into());
+                    continue;
+                }
             };
-            any_there = true;
-            let Some(text) = unframe(&file.bytes) else {
-                continue;
-            };
-            let Ok(secret) = parse(text) else { continue };
-            if path != &self.live {
-                tracing::warn!(from = %path.display(), "the credential was recovered from a copy");
-                // The copy first: writing the live file takes the staging file's place, and at
-                // every moment one intact file must be there.
-                files::write_private(&self.backup, &file.bytes)?;
-                files::write_private(&self.live, &file.bytes)?;
+            if let Some(secret) = unframe(&file.bytes).and_then(|text| parse(text).ok()) {
+                return Ok(Some(Stored {
+                    secret,
+                    was_exposed: file.was_exposed,
+                    from_copy: path != &self.live,
+                }));
             }
-            return Ok(Some(Stored {
-                secret,
-                was_exposed: file.was_exposed,
-            }));
+            // A torn staging file is what a crash before the first success leaves.
+            if path == &self.live || path == &self.backup {
+                trouble.get_or_insert(CredentialError::Damaged {
+                    path: self.live.clone(),
+                });
+            }
         }
-        if any_there {
-            return Err(self.damaged());
-        }
-        Ok(None)
+        trouble.map_or(Ok(None), Err)
     }
 
-    pub(super) fn retire(&self) -> Result<(), CredentialError> {
-        if let Some(file) = files::read_private(&self.live, CAP)? {
-            files::write_private(&self.backup, &file.bytes)?;
-            files::remove(&self.live)?;
-        }
+    /// Puts a secret that was read from a copy back into its place.
+    pub(super) fn heal(&self, secret: &str) -> Result<(), CredentialError> {
+        // The copy first: writing the live file takes the staging file's place, and at every
+        // moment one intact file must be there.
+        let framed = frame(secret);
+        files::write_private(&self.backup, framed.as_bytes())?;
+        files::write_private(&self.live, framed.as_bytes())?;
         Ok(())
     }
 
     pub(super) fn delete(&self) -> Result<(), CredentialError> {
-        for path in [&self.backup, &files::staging_of(&self.live), &self.live] {
+        for path in [&files::staging_of(&self.live), &self.backup, &self.live] {
             files::remove(path)?;
         }
         Ok(())
-    }
-
-    fn damaged(&self) -> CredentialError {
-        CredentialError::Damaged {
-            path: self.live.clone(),
-        }
     }
 }
 
@@ -122,6 +120,7 @@ mod tests {
     use crate::secret::DeviceKey;
     use proptest::prelude::*;
     use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
 
     const KEY: &str = "adk_00112233445566778899aabbccddeeff";
 
@@ -166,15 +165,41 @@ mod tests {
                 _ => store.backup.clone(),
             };
             write_raw(&path, frame(KEY).as_bytes());
-            write_raw(&files::staging_of(&path), b"");
             fs::write(&store.live, b"").expect("an empty live file");
-            assert_eq!(read(&store).as_deref(), Some(KEY), "from {copy}");
+            let mode = fs::Permissions::from_mode(0o600);
+            fs::set_permissions(&store.live, mode).expect("private");
+            let stored = store.get(DeviceKey::parse).expect("readable");
+            let stored = stored.expect("there");
+            assert!(stored.from_copy, "from {copy}");
             assert_eq!(
                 fs::read(&store.live).expect("live"),
-                frame(KEY).as_bytes(),
-                "written back from {copy}"
+                b"",
+                "reading writes nothing"
             );
+            store.heal(stored.secret.expose()).expect("healed");
+            assert_eq!(fs::read(&store.live).expect("live"), frame(KEY).as_bytes());
+            assert_eq!(read(&store).as_deref(), Some(KEY));
         }
+    }
+
+    #[test]
+    fn a_torn_first_write_is_no_key_and_no_damage() {
+        let Scratch { store, _dir } = scratch();
+        for torn in [&b""[..], b"acusight-cred"] {
+            fs::write(files::staging_of(&store.live), torn).expect("torn");
+            assert_eq!(read(&store), None);
+            store.put(KEY).expect("stored");
+            assert_eq!(read(&store).as_deref(), Some(KEY));
+            store.delete().expect("deleted");
+        }
+    }
+
+    #[test]
+    fn a_live_file_that_cannot_be_read_does_not_hide_its_copy() {
+        let Scratch { store, _dir } = scratch();
+        store.put(KEY).expect("stored");
+        write_raw(&store.live, &[b'x'; CAP + 1]);
+        assert_eq!(read(&store).as_deref(), Some(KEY));
     }
 
     #[test]
@@ -193,14 +218,13 @@ mod tests {
     }
 
     #[test]
-    fn a_retired_key_gives_way_to_a_new_one_that_a_crash_left_in_staging() {
+    fn a_new_key_that_a_crash_left_in_staging_beats_the_old_one() {
         let Scratch { store, _dir } = scratch();
         store.put(KEY).expect("stored");
-        store.retire().expect("retired");
-        assert_eq!(read(&store).as_deref(), Some(KEY), "still there as a copy");
-
-        store.retire().expect("retired");
         write_raw(&files::staging_of(&store.live), frame("adk_ff").as_bytes());
+        assert_eq!(read(&store).as_deref(), Some("adk_ff"));
+        store.heal("adk_ff").expect("healed");
+        assert!(!files::staging_of(&store.live).exists());
         assert_eq!(read(&store).as_deref(), Some("adk_ff"));
     }
 

@@ -248,10 +248,10 @@ impl World {
             .collect();
         let count = tokens.len() as u64;
         let meta = Meta {
-            count,
-            limit: count.max(100),
-            offset: 0,
-            total: count,
+            count: Some(count),
+            limit: Some(count.max(100)),
+            offset: Some(0),
+            total: Some(count),
         };
         (tokens, meta)
     }
@@ -317,10 +317,10 @@ impl World {
         let answer = Provisioned {
             endpoint_id: Some(device_id.clone()),
             api_key: random_secret(DeviceKey::PREFIX),
-            api_endpoint: self.public_origin().to_owned(),
+            api_endpoint: Some(self.public_origin().to_owned()),
             edge_key: endpoint_id.map(|id| portainer::edge_key(self.public_origin(), id)),
             portainer_endpoint_id: endpoint_id,
-            device_id: device_id.clone(),
+            device_id: Some(device_id.clone()),
         };
         let key_hash = hash(answer.api_key.expose());
         state.keys.insert(key_hash, device_id.clone());

@@ -49,7 +49,7 @@ pub enum ProvisionError {
     },
     #[error("the device was not provisioned")]
     Refused(#[source] ApiError),
-    #[error("the device may have been provisioned, but the server's answer was lost")]
+    #[error("the device may have been provisioned, but there is no answer with its key")]
     AnswerLost(#[source] ApiError),
     /// What the server says now is not passed on: it speaks of a token or a device that our own
     /// earlier attempt has used or made.
@@ -57,14 +57,10 @@ pub enum ProvisionError {
         "the device was probably provisioned by an attempt whose answer was lost, and the server does not repeat it"
     )]
     KeyLost { device_id: String },
-    #[error("the server could not finish provisioning")]
-    ServerFailed {
-        #[source]
-        error: ApiError,
-    },
 
     #[error("the key was issued, but could not be stored in the state directory")]
     NotStored {
+        /// Where the key is instead; `None` if it could be kept nowhere.
         refuge: Option<PathBuf>,
         #[source]
         cause: CredentialError,
@@ -79,6 +75,41 @@ pub enum ProvisionError {
     Unverified(#[source] ApiError),
     #[error("a record could not be written")]
     Record(#[source] FileError),
+}
+
+/// An error, and whether an attempt of an earlier run with the same token was open: then "the
+/// token was not used" would be true of this run only.
+#[derive(Debug, Error)]
+#[error("{error}")]
+pub struct Failed {
+    #[source]
+    pub error: ProvisionError,
+    pub earlier_attempt: bool,
+}
+
+impl Explain for Failed {
+    fn exit(&self) -> Exit {
+        self.error.exit()
+    }
+
+    fn id(&self) -> &'static str {
+        self.error.id()
+    }
+
+    fn hint(&self) -> Option<String> {
+        self.error.hint()
+    }
+
+    fn retryable(&self) -> bool {
+        self.error.retryable()
+    }
+
+    fn token_fate(&self) -> Option<TokenFate> {
+        match self.error.token_fate() {
+            Some(TokenFate::Unused) if self.earlier_attempt => Some(TokenFate::MaybeSpent),
+            fate => fate,
+        }
+    }
 }
 
 impl ProvisionError {
@@ -98,14 +129,11 @@ impl ProvisionError {
 
     /// Something may have happened on the server: this attempt stays open.
     pub(super) fn unsettled(error: ApiError, device_id: &str) -> ProvisionError {
-        match error {
-            ApiError::Refused {
-                status: 400..500, ..
-            } => ProvisionError::KeyLost {
+        match error.refusal() {
+            Some((status, _)) if (400..500).contains(&status) => ProvisionError::KeyLost {
                 device_id: device_id.to_owned(),
             },
-            ApiError::Http(_) => ProvisionError::AnswerLost(error),
-            _ => ProvisionError::ServerFailed { error },
+            _ => ProvisionError::AnswerLost(error),
         }
     }
 }
@@ -123,8 +151,7 @@ impl Explain for ProvisionError {
             }
             ProvisionError::Unconfirmed(error)
             | ProvisionError::ServerNotReached(error)
-            | ProvisionError::Refused(error)
-            | ProvisionError::ServerFailed { error } => error.exit(),
+            | ProvisionError::Refused(error) => error.exit(),
             ProvisionError::Rejected { .. } => Exit::TokenRejected,
             ProvisionError::AnswerLost(_) | ProvisionError::KeyLost { .. } => Exit::OutcomeUnknown,
             ProvisionError::NotStored { .. } => Exit::NotStored,
@@ -146,8 +173,7 @@ impl Explain for ProvisionError {
             ProvisionError::Unconfirmed(error)
             | ProvisionError::ServerNotReached(error)
             | ProvisionError::Refused(error)
-            | ProvisionError::Unverified(error)
-            | ProvisionError::ServerFailed { error } => error.id(),
+            | ProvisionError::Unverified(error) => error.id(),
             ProvisionError::Rejected { expired: true, .. } => "token_expired",
             ProvisionError::Rejected { expired: false, .. } => "token_rejected",
             ProvisionError::DeviceExists { .. } => "device_exists",
@@ -182,15 +208,15 @@ impl Explain for ProvisionError {
             ProvisionError::DeviceExists { device_id, .. } => format!(
                 "if that is this machine, delete device {device_id} in the dashboard and run the same command again; if it is another (a cloned disk), add --new-identity"
             ),
+            ProvisionError::AnswerLost(ApiError::BadReply { .. }) => {
+                "run the same command again; if that does not help, show this to Acusight's support, delete the device in the dashboard, and start over with a new token".into()
+            }
             ProvisionError::AnswerLost(_) => {
                 "run the same command again with the same token: it goes on where this one stopped".into()
             }
             ProvisionError::KeyLost { device_id } => format!(
                 "its key is lost: delete device {device_id} in the dashboard and run this again with a new token; or leave it there and add --new-identity"
             ),
-            ProvisionError::ServerFailed { .. } => {
-                "run the same command again later with the same token: it goes on where this one stopped".into()
-            }
             ProvisionError::NotStored { refuge: Some(path), .. } => format!(
                 "the key is in {} until this machine restarts: mend the state directory and run the same command again before that",
                 path.display()
@@ -202,7 +228,7 @@ impl Explain for ProvisionError {
                 "run the same command again: it goes on where this one stopped".into()
             }
             ProvisionError::BadEndpoint { .. } => {
-                "the address given with --api-url is used instead; run the same command again to check it, and have the server's api_endpoint corrected".into()
+                "the address you gave is used instead, and works; have the server's api_endpoint corrected".into()
             }
         };
         Some(hint)
@@ -213,8 +239,7 @@ impl Explain for ProvisionError {
             ProvisionError::Locked
             | ProvisionError::KeyStored(_)
             | ProvisionError::Record(_)
-            | ProvisionError::AnswerLost(_)
-            | ProvisionError::ServerFailed { .. } => true,
+            | ProvisionError::AnswerLost(_) => true,
             ProvisionError::Unconfirmed(error)
             | ProvisionError::ServerNotReached(error)
             | ProvisionError::Refused(error)
@@ -225,10 +250,10 @@ impl Explain for ProvisionError {
 
     fn token_fate(&self) -> Option<TokenFate> {
         match self {
-            ProvisionError::Rejected { .. } => None,
-            ProvisionError::AnswerLost(_)
-            | ProvisionError::KeyLost { .. }
-            | ProvisionError::ServerFailed { .. } => Some(TokenFate::MaybeSpent),
+            ProvisionError::Rejected { .. } | ProvisionError::Locked => None,
+            ProvisionError::AnswerLost(_) | ProvisionError::KeyLost { .. } => {
+                Some(TokenFate::MaybeSpent)
+            }
             ProvisionError::NotStored { .. }
             | ProvisionError::KeyStored(_)
             | ProvisionError::BadEndpoint { .. }

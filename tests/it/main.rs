@@ -11,6 +11,7 @@ mod identity;
 mod mock_program;
 mod provision;
 mod races;
+mod resume;
 mod secrecy;
 mod settings;
 mod status;

@@ -69,7 +69,6 @@ fn of_two_runs_on_one_machine_one_works_and_the_other_says_why_not() {
     insta::assert_snapshot!(second.error(), @"
     exit 14
     error: another acusight-agent is provisioning this device right now
-    token: the token was not used
     hint: wait for it to finish, then look at `acusight-agent status`
     ");
 

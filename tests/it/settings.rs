@@ -156,27 +156,29 @@ fn a_state_directory_of_ones_own() {
 fn a_persons_own_installation_lives_in_their_home() {
     let bench = Bench::new();
     let token = bench.cloud.create_token("t", true);
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_acusight-agent"));
-    command
-        .env_clear()
-        .env("HOME", bench.root())
-        .env("DOCKER_HOST", "unix:///nonexistent/docker.sock")
-        .env("ACUSIGHT_API_URL", bench.cloud.api_url())
-        .args([
-            "--user",
-            "provision",
-            "--no-edge",
-            "--no-service",
-            "--token-file",
-        ])
-        .arg(bench.token_file(token.expose()));
-    Run::of(command).expect(0);
-    assert!(
-        bench
-            .root()
-            .join(".local/state/acusight/device-key")
-            .exists()
-    );
+    let file = bench.token_file(token.expose());
+    let provision = || {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_acusight-agent"));
+        command
+            .env_clear()
+            .env("HOME", bench.root())
+            .env("DOCKER_HOST", "unix:///nonexistent/docker.sock")
+            .env("ACUSIGHT_API_URL", bench.cloud.api_url())
+            .args([
+                "--user",
+                "provision",
+                "--no-edge",
+                "--no-service",
+                "--token-file",
+            ])
+            .arg(&file);
+        Run::of(command)
+    };
+    provision().expect(0);
+    let key = bench.root().join(".local/state/acusight/device-key");
+    let stored = std::fs::read(&key).expect("a key");
+    provision().expect(0);
+    assert_eq!(std::fs::read(&key).expect("a key"), stored);
 }
 
 #[test]

@@ -135,6 +135,14 @@ fn a_damaged_key_is_taken_from_its_copy_and_never_reset() {
     let whole = fs::read(&key).expect("there");
     fs::write(&key, &whole[..whole.len() / 2]).expect("torn");
     bench.run(&["status"]).expect(0);
+    assert_eq!(
+        fs::read(&key).expect("there").len(),
+        whole.len() / 2,
+        "looking changes nothing: a provisioning run may be at work"
+    );
+    bench
+        .run(&["provision", "--no-edge", "--no-service"])
+        .expect(0);
     assert_eq!(fs::read(&key).expect("there"), whole, "healed");
 
     for name in ["device-key", "device-key.bak"] {
@@ -146,4 +154,18 @@ fn a_damaged_key_is_taken_from_its_copy_and_never_reset() {
     error: [ROOT]/var/lib/acusight/device-key is damaged, and so is every copy of it
     hint: restore [ROOT]/var/lib/acusight/device-key from a backup; or move [ROOT]/var/lib/acusight/device-key and its .bak aside, delete the device in the dashboard and provision it again with a new token
     ");
+}
+
+#[test]
+fn a_servers_words_cannot_draw_on_the_terminal() {
+    let bench = provisioned();
+    let drawing = Fault::Body {
+        status: 200,
+        text: r#"{"success":true,"data":{"device_id":"d","status":"\u001b[31mX\u001b]0;own\u0007\nforged"}}"#.into(),
+    };
+    bench.cloud.inject(drawing.on(Route::DeviceSelf));
+    let run = bench.run(&["status"]).expect(0);
+    let drawn = run.stdout.chars().any(|c| c.is_control() && c != '\n');
+    assert!(!drawn, "{:?}", run.stdout);
+    assert!(run.stdout.contains(" forged"), "{:?}", run.stdout);
 }

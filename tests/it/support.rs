@@ -9,9 +9,10 @@ use std::process::{Child, Command, Output, Stdio};
 use acusight_agent::api::http::Http;
 use acusight_agent::clock::Clock;
 use acusight_agent::config::ApiUrl;
-use acusight_agent::mock::{ADMIN_TOKEN, MockCloud};
+use acusight_agent::mock::{ADMIN_TOKEN, Fault, FaultPlan, MockCloud, Moment, Route};
 use acusight_agent::secret::Secret;
 use insta::internals::SettingsBindDropGuard;
+use sha2::Digest as _;
 use tempfile::TempDir;
 
 pub(crate) const WITHOUT_THE_REST: [&str; 2] = ["--no-edge", "--no-service"];
@@ -213,6 +214,20 @@ impl Run {
         assert_eq!(self.code, code, "{}", self.told());
         self
     }
+}
+
+/// A credential as the file store frames it.
+pub(crate) fn framed(secret: &str) -> String {
+    let sum = acusight_agent::secret::hex(&sha2::Sha256::digest(secret.as_bytes()));
+    format!("acusight-credential 1\n{secret}\nsha256 {sum}\n")
+}
+
+/// The answer to `route` is lost after the server has done its work.
+pub(crate) fn lost_answer(route: Route) -> FaultPlan {
+    let reset = Fault::Reset {
+        moment: Moment::AfterCommit,
+    };
+    reset.on(route).times(1)
 }
 
 pub(crate) fn write_private(path: &Path, text: &str) {

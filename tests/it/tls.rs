@@ -1,14 +1,21 @@
 //! https for real, with certificate authorities made here.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use acusight_agent::api::client::Client;
+use acusight_agent::api::http::Http;
+use acusight_agent::clock::Clock;
+use acusight_agent::config::ApiUrl;
+use acusight_agent::error::Explain as _;
 use acusight_agent::mock::MockCloud;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
-use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::{ServerConfig, ServerConnection};
 
-use crate::support::{Bench, Run, write_private};
+use crate::support::{Bench, Run, block_on, write_private};
 
 struct Secured {
     bench: Bench,
@@ -22,23 +29,30 @@ fn secured(bend: impl FnOnce(&mut CertificateParams)) -> Secured {
     let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().expect("a key"))
         .expect("an authority");
 
-    let mut server = CertificateParams::new(vec!["127.0.0.1".into()]).expect("parameters");
-    bend(&mut server);
-    let key = KeyPair::generate().expect("a key");
-    let certificate = server.signed_by(&key, &authority).expect("signed");
-
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate.der().clone()], key)
-        .expect("a certificate");
+    let config = server_config(&authority, bend);
     let bench = Bench::with(MockCloud::builder().tls(config).start().expect("starts"));
     let ca = bench.root().join("ca.pem");
     write_private(&ca, &authority.pem());
     Secured { bench, ca }
+}
+
+fn server_config(
+    authority: &CertifiedIssuer<'_, KeyPair>,
+    bend: impl FnOnce(&mut CertificateParams),
+) -> ServerConfig {
+    let mut server = CertificateParams::new(vec!["127.0.0.1".into()]).expect("parameters");
+    bend(&mut server);
+    let key = KeyPair::generate().expect("a key");
+    let certificate = server.signed_by(&key, authority).expect("signed");
+
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key)
+        .expect("a certificate")
 }
 
 impl Secured {
@@ -174,4 +188,40 @@ fn plain_http_spoken_to_a_server_of_https() {
         cloud.bench.cloud.api_url().replace("https:", "http:"),
     );
     Run::of(command).expect(6);
+}
+
+/// What is known of the answer when the line corrupts it: nothing. It may hold a key.
+#[test]
+fn an_answer_that_arrives_corrupt_is_a_lost_answer() {
+    let mut authority = CertificateParams::new(Vec::new()).expect("parameters");
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().expect("a key"))
+        .expect("an authority");
+    let config = server_config(&authority, |_| {});
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let ca = scratch.path().join("ca.pem");
+    write_private(&ca, &authority.pem());
+
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("https://{}/api", listener.local_addr().expect("an address"));
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a client");
+        let mut tls = ServerConnection::new(Arc::new(config)).expect("a connection");
+        while tls.is_handshaking() {
+            tls.complete_io(&mut stream).expect("shaken hands");
+        }
+        let read = rustls::Stream::new(&mut tls, &mut stream).read(&mut [0; 4096]);
+        assert!(read.expect("a request") > 0);
+        // A record of application data that nobody can decrypt.
+        stream
+            .write_all(&[0x17, 3, 3, 0, 32])
+            .and_then(|()| stream.write_all(&[0x5a; 32]))
+            .expect("written");
+    });
+    let base = ApiUrl::parse(&url, false).expect("a good address");
+    let http = Http::new(Some(&ca), &base, Clock::system()).expect("a client");
+    let error = block_on(Client::new(http, base).probe()).expect_err("corrupt");
+    server.join().expect("no panic");
+    assert_eq!(error.id(), "connection_lost", "{error}");
+    assert!(error.may_have_been_carried_out());
 }

@@ -165,8 +165,8 @@ fn a_token_that_the_server_does_not_accept() {
     insta::assert_snapshot!(bench.admin(&["token", "create", "x"]).told(), @"
     exit 7
     -- stderr
-    error: the server could not do it: the server refused: an injected fault (HTTP 500)
-    hint: the server has a problem; run the same command again later
+    error: the token may have been created, but the server's answer was lost: the server refused: an injected fault (HTTP 500)
+    hint: see `acusight-agent token list`; if it is there, revoke it and create another
     ");
     insta::assert_snapshot!(bench.admin(&["token", "create", "x", "--expires-in-days", "0"]).told(), @"
     exit 2
@@ -194,7 +194,48 @@ fn a_busy_server_is_asked_again_but_no_token_is_made_twice() {
         moment: Moment::AfterCommit,
     };
     bench.cloud.inject(lost.on(Route::CreateToken).times(1));
-    bench.admin(&["token", "create", "y"]).expect(6);
+    let run = bench.admin(&["token", "create", "y"]);
+    insta::assert_snapshot!(run.told(), @"
+    exit 6
+    -- stderr
+    error: the token may have been created, but the server's answer was lost: the connection to 127.0.0.1 broke before its answer was complete: Connection reset by peer (os error 104)
+    hint: see `acusight-agent token list`; if it is there, revoke it and create another
+    ");
     let listed = bench.admin(&["token", "list", "--json"]).expect(0).json();
     assert_eq!(listed["tokens"].as_array().expect("a list").len(), 2);
+}
+
+#[test]
+fn an_organisation_with_many_tokens() {
+    let bench = Bench::new();
+    for number in 0..2_000 {
+        bench.cloud.create_token(&format!("Line {number}"), false);
+    }
+    let listed = bench.admin(&["token", "list"]).expect(0).stdout;
+    assert_eq!(listed.matches("Line ").count(), 2_000);
+    bench.admin(&["token", "revoke", "Line 7"]).expect(0);
+
+    let part = Fault::Body {
+        status: 200,
+        text: r#"{"success":true,"data":[],"meta":{"total":5}}"#.into(),
+    };
+    bench.cloud.inject(part.on(Route::ListTokens).times(1));
+    let run = bench.admin(&["token", "list"]).expect(0);
+    assert!(
+        run.stderr.contains("5 more tokens than it shows"),
+        "{}",
+        run.told()
+    );
+}
+
+#[test]
+fn an_expired_token_is_listed_as_such() {
+    let bench = Bench::new();
+    let old = Fault::Body {
+        status: 200,
+        text: r#"{"success":true,"data":[{"id":"i","name":"old","created_at":"2020-01-01T00:00:00Z","expires_at":"2020-01-31T00:00:00.123456Z"}]}"#.into(),
+    };
+    bench.cloud.inject(old.on(Route::ListTokens));
+    let listed = bench.admin(&["token", "list"]).expect(0).stdout;
+    assert!(listed.contains("expired since 2020-01-31"), "{listed}");
 }

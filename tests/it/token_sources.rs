@@ -251,6 +251,20 @@ fn the_prompt_does_not_echo_and_ctrl_c_gives_the_terminal_back() {
     shell.wait_for_prompt().expect("a prompt");
     assert_eq!(given.bench.cloud.requests().len(), 0);
 
+    // The polite form of kill, too.
+    shell.send_line(&command_line(&given)).expect("typed");
+    shell.exp_string("not shown): ").expect("asked");
+    let agent = process_with(given.bench.root()).expect("the agent runs");
+    rustix::process::kill_process(agent, rustix::process::Signal::TERM).expect("signalled");
+    shell.exp_string("hint:").expect("told");
+    shell.wait_for_prompt().expect("a prompt");
+    shell.send_line(compare).expect("typed");
+    shell.exp_string("code 130").expect("the code");
+    shell
+        .exp_string("as before")
+        .expect("the terminal's settings");
+    shell.wait_for_prompt().expect("a prompt");
+
     shell.send_line(&command_line(&given)).expect("typed");
     shell.exp_string("not shown): ").expect("asked");
     // A slip of the finger, taken back.
@@ -265,4 +279,17 @@ fn the_prompt_does_not_echo_and_ctrl_c_gives_the_terminal_back() {
     shell.wait_for_prompt().expect("a prompt");
     shell.send_line("exit").expect("typed");
     shell.exp_eof().expect("the end");
+}
+
+/// The agent that runs on this root.
+fn process_with(root: &std::path::Path) -> Option<rustix::process::Pid> {
+    let root = root.to_str().expect("a name");
+    fs::read_dir("/proc").expect("there").find_map(|entry| {
+        let path = entry.expect("an entry").path();
+        let pid: i32 = path.file_name()?.to_str()?.parse().ok()?;
+        let line = fs::read(path.join("cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&line).into_owned();
+        let is_agent = line.split('\0').next()?.ends_with("/acusight-agent");
+        (is_agent && line.contains(root)).then(|| rustix::process::Pid::from_raw(pid))?
+    })
 }
