@@ -4,6 +4,7 @@
     reason = "the comments of clap's types are help texts"
 )]
 
+mod conceal;
 mod identity;
 mod printer;
 mod progress;
@@ -21,6 +22,7 @@ use std::rc::Rc;
 use anyhow::Context as _;
 use clap::error::ErrorKind;
 use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum as _};
+use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::Level;
 
@@ -129,9 +131,23 @@ struct Context {
 }
 
 pub fn main() -> ExitCode {
-    let args = std::env::args_os().collect();
-    let exit = run(args, Env::of_process(), std::io::stdout());
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let env = Env::of_process();
+    conceal::visible_token(&args, &env);
+    let exit = run(args, env, std::io::stdout());
     ExitCode::from(exit.code())
+}
+
+/// From here on no core file, and no debugger but root's. Not earlier than a descriptor was read:
+/// a process that is closed like this can no longer open its own `/proc/self/fd` without root.
+fn close_to_debuggers() {
+    let nothing = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    // Both are a second line of defence, and may be refused by a sandbox.
+    rustix::process::setrlimit(Resource::Core, nothing).ok();
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).ok();
 }
 
 /// Runs one command line to its end. What was asked for goes to `out`, talk to standard error.
@@ -157,7 +173,7 @@ pub fn run(args: Vec<OsString>, env: Env, out: impl Write + 'static) -> Exit {
 }
 
 fn dispatch(cli: Cli, env: Env, printer: Printer) -> Result<(), Failure> {
-    let clock = Clock::system();
+    let clock = clock(&env);
     let format = log_format(cli.globals.log_format, &env)?;
     logging::init(format, level(&cli.globals), clock.clone());
     let settings = settle(cli.globals, &env)?;
@@ -188,6 +204,7 @@ fn dispatch(cli: Cli, env: Env, printer: Printer) -> Result<(), Failure> {
 async fn unless_interrupted(
     work: impl Future<Output = Result<(), Failure>>,
 ) -> Result<(), Failure> {
+    close_to_debuggers();
     tokio::select! {
         outcome = work => outcome,
         () = interrupted() => Err(interruption(None)),
@@ -241,6 +258,20 @@ fn settle(globals: Globals, env: &Env) -> Result<Settings, Failure> {
     };
     let paths = paths.with_state_dir(state_dir, env);
     Ok(Settings::resolve(overrides, env, paths)?)
+}
+
+#[cfg(not(feature = "mock"))]
+fn clock(_: &Env) -> Clock {
+    Clock::system()
+}
+
+#[cfg(feature = "mock")]
+fn clock(env: &Env) -> Clock {
+    let shown = env.text(env_vars::CLOCK);
+    match shown.and_then(|time| humantime::parse_rfc3339(&time).ok()) {
+        Some(time) => Clock::showing(time),
+        None => Clock::system(),
+    }
 }
 
 fn log_format(flag: Option<LogFormat>, env: &Env) -> Result<LogFormat, Failure> {

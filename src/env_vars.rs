@@ -22,6 +22,10 @@ pub const TOKEN: &str = "ACUSIGHT_TOKEN";
 pub const TOKEN_FILE: &str = "ACUSIGHT_TOKEN_FILE";
 /// The administrator's JWT for `token …`.
 pub const ADMIN_TOKEN: &str = "ACUSIGHT_ADMIN_TOKEN";
+/// What the clock shows, in RFC 3339. Only in builds for tests: nobody must be able to tell a real
+/// agent the wrong time.
+#[cfg(feature = "mock")]
+pub const CLOCK: &str = "ACUSIGHT_CLOCK";
 
 /// Where Docker answers, as the docker command reads it.
 pub const DOCKER_HOST: &str = "DOCKER_HOST";

@@ -281,17 +281,37 @@ pub fn free_space(path: &Path) -> Result<Free, FileError> {
     })
 }
 
+/// The kind of file system below `path`, if it does not outlive a restart of the machine (or, for
+/// an overlay, of the container or the live system).
+pub fn volatile_kind(path: &Path) -> Result<Option<&'static str>, FileError> {
+    const TMPFS: u64 = 0x0102_1994;
+    const RAMFS: u64 = 0x8584_58f6;
+    const OVERLAY: u64 = 0x794c_7630;
+    let stat = rustix::fs::statfs(path).at("inspect the file system of", path)?;
+    Ok(match kind_of(&stat) {
+        TMPFS => Some("tmpfs"),
+        RAMFS => Some("ramfs"),
+        OVERLAY => Some("overlay"),
+        _ => None,
+    })
+}
+
 /// Whether this file system keeps no owners and modes (a boot partition, a USB stick).
 fn is_modeless(file: &File) -> io::Result<bool> {
     const MSDOS: u64 = 0x4d44;
     const EXFAT: u64 = 0x2011_bab0;
-    #[allow(
-        clippy::cast_sign_loss,
-        clippy::unnecessary_cast,
-        reason = "the field's type differs between platforms"
-    )]
-    let kind = rustix::fs::fstatfs(file)?.f_type as u64;
+    let kind = kind_of(&rustix::fs::fstatfs(file)?);
     Ok(kind == MSDOS || kind == EXFAT)
+}
+
+#[allow(
+    clippy::cast_sign_loss,
+    clippy::unnecessary_cast,
+    reason = "the field's type differs between platforms"
+)]
+fn kind_of(stat: &rustix::fs::StatFs) -> u64 {
+    // The numbers have 32 bits; where the field is signed they must not grow more.
+    u64::from(stat.f_type as u32)
 }
 
 fn is_absent(error: &io::Error) -> bool {

@@ -39,6 +39,8 @@ pub struct Request {
     pub name: Option<String>,
     /// Do not be the device that this machine was, or that Docker says it is.
     pub new_identity: bool,
+    /// Losing the key with the next restart is fine.
+    pub allow_volatile_state: bool,
 }
 
 /// What happens meanwhile, for whoever watches.
@@ -184,7 +186,8 @@ impl<'a> Run<'a> {
             return self.finish_known(known, request).await;
         }
         let found = self.token(request.token).await?;
-        preflight::try_out_state_dir(&self.settings.paths)?;
+        preflight::try_out_state_dir(&self.settings.paths, request.allow_volatile_state)?;
+        preflight::check_clock(self.clock)?;
         let state_dir = self.settings.paths.state_dir().display().to_string();
         (self.report)(Event::Done(Step::Machine, state_dir));
         self.reach_server().await?;
@@ -382,7 +385,7 @@ impl<'a> Run<'a> {
         };
         if found.source == Source::Argument {
             self.warn(
-                "a token on the command line is visible to everybody on this machine while the command runs, and stays in the shell's history; --token-file or the prompt are safer".into(),
+                "a token on the command line could be seen by everybody on this machine until now, may still be seen in the arguments of sudo and sh, and stays in the shell's history; safer: --token-file FILE, or no token and the prompt".into(),
             );
         }
         (self.report)(Event::Done(Step::Token, format!("from {}", found.source)));

@@ -15,6 +15,9 @@ use crate::prompt::{self, PromptError};
 use crate::secret::{MalformedSecret, ProvisioningToken, Secret};
 
 const CAP: usize = 64 * 1024;
+/// In the arguments or the environment: the token is not here any more, but behind the descriptor
+/// with this number.
+pub const HIDDEN: &str = "fd:";
 const SYSTEMD_CREDENTIAL: &str = "acusight.token";
 
 /// What the command line names. At most one of them.
@@ -141,7 +144,7 @@ pub fn find(explicit: Explicit, env: &Env, paths: &Paths) -> Result<Option<Found
         return from_named_file(path).map(Some);
     }
     if let Some(text) = env.text(env_vars::TOKEN) {
-        return parse(text.trim(), Source::Variable).map(Some);
+        return parse_visible(&text, Source::Variable).map(Some);
     }
     for path in paths.token_drop_ins() {
         if let Some(text) = files::read_token(&path, CAP)? {
@@ -178,16 +181,26 @@ fn find_explicit(explicit: Explicit) -> Result<Option<Found>, TokenError> {
             parse(&text, Source::Stdin).map(Some)
         }
         (Some(path), None, None) => from_named_file(path).map(Some),
-        (None, Some(fd), None) => {
-            let path = PathBuf::from(format!("/proc/self/fd/{fd}"));
-            let origin = Source::Descriptor(fd);
-            match File::open(&path) {
-                Ok(file) => parse(&files::read_token_from(file, &path, CAP)?, origin).map(Some),
-                Err(_) => Err(TokenError::NoSuchFile { origin }),
-            }
-        }
-        (None, None, Some(text)) => parse(text.expose().trim(), Source::Argument).map(Some),
+        (None, Some(fd), None) => from_descriptor(fd, Source::Descriptor(fd)).map(Some),
+        (None, None, Some(text)) => parse_visible(text.expose(), Source::Argument).map(Some),
         _ => Err(TokenError::TwoSources),
+    }
+}
+
+fn from_descriptor(fd: u32, origin: Source) -> Result<Found, TokenError> {
+    let path = PathBuf::from(format!("/proc/self/fd/{fd}"));
+    match File::open(&path) {
+        Ok(file) => parse(&files::read_token_from(file, &path, CAP)?, origin),
+        Err(_) => Err(TokenError::NoSuchFile { origin }),
+    }
+}
+
+/// From where others can see it, unless it has been hidden since.
+fn parse_visible(text: &str, origin: Source) -> Result<Found, TokenError> {
+    let hidden = text.strip_prefix(HIDDEN).and_then(|fd| fd.parse().ok());
+    match hidden {
+        Some(fd) => from_descriptor(fd, origin),
+        None => parse(text.trim(), origin),
     }
 }
 

@@ -30,12 +30,21 @@ pub(super) struct Flags {
     /// Become a new device, whatever this machine was before
     #[arg(long)]
     new_identity: bool,
+    /// Accept a state directory that does not outlive a restart (tmpfs, overlay)
+    #[arg(long)]
+    allow_volatile_state: bool,
     /// Do not launch the Portainer Edge agent
     #[arg(long)]
     no_edge: bool,
     /// Do not install the background service
     #[arg(long)]
     no_service: bool,
+}
+
+impl Flags {
+    pub(super) fn token_argument(&self) -> Option<&Secret> {
+        self.token.as_ref()
+    }
 }
 
 /// Infallible, and so never repeats the token in an error.
@@ -52,14 +61,17 @@ pub(super) async fn run(context: Context, flags: Flags) -> Result<(), Failure> {
         fd: flags.token_fd,
         argument: flags.token,
     };
+    let token = token::find(explicit, &context.env, &context.settings.paths);
+    if let Err(error @ TokenError::TwoSources) = token {
+        // Whatever this machine is already: that is not what somebody meant to type.
+        return Err(error.into());
+    }
+    super::close_to_debuggers();
     let request = Request {
-        token: match token::find(explicit, &context.env, &context.settings.paths) {
-            // Whatever this machine is already: that is not what somebody meant to type.
-            Err(error @ TokenError::TwoSources) => return Err(error.into()),
-            token => token,
-        },
+        token,
         name: flags.name,
         new_identity: flags.new_identity,
+        allow_volatile_state: flags.allow_volatile_state,
     };
     let mut progress = Progress::new(context.printer.clone());
     let mut report = |event: Event<'_>| progress.observe(event);

@@ -3,10 +3,12 @@
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use thiserror::Error;
 
 use super::ProvisionError;
+use crate::clock::{Clock, rfc3339};
 use crate::error::{Exit, Explain, TokenFate};
 use crate::files::{self, FileError, Lock};
 use crate::paths::{Paths, Scope};
@@ -27,6 +29,16 @@ pub enum NotReady {
     #[error("the state directory {path} is open to others on this machine (mode {mode:04o})")]
     Open { path: PathBuf, mode: u32 },
     #[error(
+        "{dir} can be written to by others on this machine, who could put another state directory in its place"
+    )]
+    ParentOpen { dir: PathBuf },
+    #[error(
+        "the state directory {path} is on a {kind} file system: what is stored there does not outlive a restart"
+    )]
+    Volatile { path: PathBuf, kind: &'static str },
+    #[error("this machine's clock says {now}, which is before this program was built ({built})")]
+    Clock { now: String, built: String },
+    #[error(
         "there is no space left for the key: {left} bytes free at {path}, {BYTES_NEEDED} needed"
     )]
     NoSpace { path: PathBuf, left: u64 },
@@ -38,7 +50,10 @@ pub enum NotReady {
 
 impl Explain for NotReady {
     fn exit(&self) -> Exit {
-        Exit::Preflight
+        match self {
+            NotReady::Clock { .. } => Exit::Network,
+            _ => Exit::Preflight,
+        }
     }
 
     fn id(&self) -> &'static str {
@@ -47,6 +62,9 @@ impl Explain for NotReady {
             NotReady::StateDir(_) | NotReady::NotADirectory(_) => "state_dir",
             NotReady::ForeignOwner { .. } => "state_dir_owner",
             NotReady::Open { .. } => "state_dir_open",
+            NotReady::ParentOpen { .. } => "state_dir_parent_open",
+            NotReady::Volatile { .. } => "state_dir_volatile",
+            NotReady::Clock { .. } => "clock_wrong",
             NotReady::NoSpace { .. } => "no_space",
             NotReady::NoInodes { .. } => "no_inodes",
             NotReady::NotAsWritten { .. } => "disk_failing",
@@ -67,6 +85,13 @@ impl Explain for NotReady {
                 )
             }
             NotReady::Open { path, .. } => format!("chmod 700 {}", path.display()),
+            NotReady::ParentOpen { dir } => format!("chmod go-w {}", dir.display()),
+            NotReady::Volatile { .. } => {
+                "choose a directory on a disk with --state-dir; or add --allow-volatile-state if losing the key with the next restart is fine".into()
+            }
+            NotReady::Clock { .. } => {
+                "set the clock (timedatectl, or let it synchronise) and run the same command again".into()
+            }
             NotReady::NoSpace { .. } | NotReady::NoInodes { .. } => {
                 "free some space there, or choose another directory with --state-dir".into()
             }
@@ -102,9 +127,29 @@ pub(super) fn claim_state_dir(paths: &Paths) -> Result<Lock, ProvisionError> {
     lock.ok_or(ProvisionError::Locked)
 }
 
-/// Room enough, and a full cycle of what storing the key will do.
-pub(super) fn try_out_state_dir(paths: &Paths) -> Result<(), NotReady> {
+/// A clock that is behind the program's own age makes every certificate look not valid yet.
+pub(super) fn check_clock(clock: &Clock) -> Result<(), NotReady> {
+    let built: u64 = env!("ACUSIGHT_BUILT").parse().unwrap_or(0);
+    let built = SystemTime::UNIX_EPOCH + Duration::from_secs(built);
+    if clock.now() < built {
+        return Err(NotReady::Clock {
+            now: clock.timestamp(),
+            built: rfc3339(built),
+        });
+    }
+    Ok(())
+}
+
+/// Durable, with room enough, and a full cycle of what storing the key will do.
+pub(super) fn try_out_state_dir(paths: &Paths, allow_volatile: bool) -> Result<(), NotReady> {
     let dir = paths.state_dir();
+    let volatile = files::volatile_kind(dir).map_err(NotReady::StateDir)?;
+    if let Some(kind) = volatile.filter(|_| !allow_volatile) {
+        return Err(NotReady::Volatile {
+            path: dir.to_owned(),
+            kind,
+        });
+    }
     let free = files::free_space(dir).map_err(NotReady::StateDir)?;
     if free.bytes < BYTES_NEEDED {
         return Err(NotReady::NoSpace {
@@ -128,13 +173,7 @@ pub(super) fn try_out_state_dir(paths: &Paths) -> Result<(), NotReady> {
 }
 
 fn check_owner_and_mode(dir: &Path) -> Result<(), NotReady> {
-    let meta = dir.metadata().map_err(|source| {
-        NotReady::StateDir(FileError::Io {
-            what: "inspect",
-            path: dir.to_owned(),
-            source,
-        })
-    })?;
+    let meta = dir.metadata().map_err(|source| unreadable(dir, source))?;
     let path = dir.to_owned();
     if meta.uid() != rustix::process::geteuid().as_raw() {
         return Err(NotReady::ForeignOwner {
@@ -146,5 +185,30 @@ fn check_owner_and_mode(dir: &Path) -> Result<(), NotReady> {
     if mode & 0o077 != 0 {
         return Err(NotReady::Open { path, mode });
     }
+    check_parents(dir)
+}
+
+/// Whoever can rename a directory above ours can put another in its place.
+fn check_parents(dir: &Path) -> Result<(), NotReady> {
+    const STICKY: u32 = 0o1000;
+    let real = std::fs::canonicalize(dir).map_err(|source| unreadable(dir, source))?;
+    for parent in real.ancestors().skip(1) {
+        let meta = parent
+            .metadata()
+            .map_err(|source| unreadable(parent, source))?;
+        if meta.mode() & 0o022 != 0 && meta.mode() & STICKY == 0 {
+            return Err(NotReady::ParentOpen {
+                dir: parent.to_owned(),
+            });
+        }
+    }
     Ok(())
+}
+
+fn unreadable(path: &Path, source: io::Error) -> NotReady {
+    NotReady::StateDir(FileError::Io {
+        what: "inspect",
+        path: path.to_owned(),
+        source,
+    })
 }

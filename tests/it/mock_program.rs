@@ -83,7 +83,13 @@ fn it_serves_the_agent_and_is_changed_from_outside() {
     };
     let created = agent(&["token", "create", "t", "--json"]).expect(0).json();
     let token = created["token"].as_str().expect("a token");
-    let provision = ["provision", token, "--no-edge", "--no-service"];
+    let provision = [
+        "provision",
+        token,
+        "--no-edge",
+        "--no-service",
+        "--allow-volatile-state",
+    ];
 
     let expired = json!({"route": "provision", "fault": {"status": {"status": 401, "code": "TOKEN_EXPIRED"}}, "times": 1});
     served.ask_json("POST", "/_mock/faults", Some(expired));

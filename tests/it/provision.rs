@@ -650,3 +650,76 @@ fn a_server_without_portainer_gives_no_edge_key() {
     bench.provision(&token).expect(0);
     assert!(!bench.state_files().contains(&"edge-key".to_owned()));
 }
+
+#[test]
+fn a_state_directory_that_does_not_outlive_a_restart_must_be_wanted() {
+    if !is_root("mounting a file system in memory") {
+        return;
+    }
+    let bench = Bench::new();
+    let token = bench.cloud.create_token("t", true);
+    let provision = |args: &[&str]| {
+        let mut line = format!(
+            "mkdir -p {0} && mount -t tmpfs -o mode=700 tmpfs {0} && exec '{1}' \"$@\"",
+            bench.state_dir().display(),
+            env!("CARGO_BIN_EXE_acusight-agent")
+        );
+        line.insert_str(0, "umask 077; ");
+        let mut command = std::process::Command::new("unshare");
+        command
+            .args(["--mount", "sh", "-c", &line, "sh", "--root"])
+            .arg(bench.root())
+            .args(["provision", "--no-edge", "--no-service", "--token-file"])
+            .arg(bench.token_file(token.expose()))
+            .args(args)
+            .env("DOCKER_HOST", "unix:///nonexistent/docker.sock")
+            .env("ACUSIGHT_API_URL", bench.cloud.api_url());
+        Run::of(command)
+    };
+    insta::assert_snapshot!(provision(&[]).error(), @"
+    exit 3
+    error: the state directory [ROOT]/var/lib/acusight is on a tmpfs file system: what is stored there does not outlive a restart
+    token: the token was not used
+    hint: choose a directory on a disk with --state-dir; or add --allow-volatile-state if losing the key with the next restart is fine
+    ");
+    assert_eq!(bench.cloud.requests().len(), 0);
+    provision(&["--allow-volatile-state"]).expect(0);
+}
+
+#[test]
+fn a_state_directory_that_others_could_replace_is_refused() {
+    let bench = Bench::new();
+    let token = bench.cloud.create_token("t", true);
+    fs::create_dir_all(bench.root().join("var/lib")).expect("made");
+    let open = fs::Permissions::from_mode(0o777);
+    fs::set_permissions(bench.root().join("var/lib"), open).expect("opened");
+    insta::assert_snapshot!(bench.provision(&token).error(), @"
+    exit 3
+    error: [ROOT]/var/lib can be written to by others on this machine, who could put another state directory in its place
+    token: the token was not used
+    hint: chmod go-w [ROOT]/var/lib
+    ");
+    assert_eq!(bench.cloud.requests().len(), 0);
+    // With the sticky bit only owners can rename, as in /tmp.
+    let sticky = fs::Permissions::from_mode(0o1777);
+    fs::set_permissions(bench.root().join("var/lib"), sticky).expect("closed");
+    bench.provision(&token).expect(0);
+}
+
+#[test]
+fn a_clock_before_the_build_is_named_before_anything_is_sent() {
+    let bench = Bench::new();
+    let token = bench.cloud.create_token("t", true);
+    let mut command = bench.provision_command(&token, &[]);
+    command.env("ACUSIGHT_CLOCK", "1970-01-01T00:00:07Z");
+    let run = Run::of(command).expect(6);
+    let told = "error: this machine's clock says 1970-01-01T00:00:0";
+    assert!(run.stderr.contains(told), "{}", run.told());
+    assert!(
+        run.stderr.contains("the token was not used"),
+        "{}",
+        run.told()
+    );
+    assert!(run.stderr.contains("hint: set the clock"), "{}", run.told());
+    assert_eq!(bench.cloud.requests().len(), 0);
+}

@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use acusight_agent::mock::{ADMIN_TOKEN, Fault, Moment, Route};
 
-use crate::support::{Bench, Run};
+use crate::support::{Bench, Run, Running, WITHOUT_THE_REST};
 
 fn files_below(dir: &Path, found: &mut Vec<std::path::PathBuf>) {
     for entry in fs::read_dir(dir).expect("a directory") {
@@ -89,5 +90,50 @@ fn at_trace_level_with_failures_in_every_form_nothing_tells() {
                 "{name}"
             );
         }
+    }
+}
+
+#[test]
+fn neither_arguments_nor_environment_of_the_process_show_the_token() {
+    for way in ["argument", "variable"] {
+        let bench = Bench::new();
+        let token = bench.cloud.create_token("t", true);
+        let hang = Fault::Hang {
+            moment: Moment::BeforeCommit,
+        };
+        bench.cloud.inject(hang.on(Route::Provision).times(1));
+        let mut command = bench.agent(&["provision"]);
+        command.args(WITHOUT_THE_REST);
+        match way {
+            "argument" => command.arg(token.expose()),
+            _ => command.env("ACUSIGHT_TOKEN", token.expose()),
+        };
+        let run = Running::start(command);
+        let reached = bench.cloud.wait_until(Duration::from_secs(20), |requests| {
+            requests
+                .iter()
+                .any(|request| request.route == Some(Route::Provision))
+        });
+        assert!(reached, "it is in the middle of its call");
+        let proc = Path::new("/proc").join(run.pid().to_string());
+        let text = |name| {
+            let bytes = fs::read(proc.join(name)).expect("readable");
+            String::from_utf8_lossy(&bytes).into_owned()
+        };
+        for name in ["cmdline", "environ"] {
+            assert!(!text(name).contains(token.expose()), "{way} in {name}");
+        }
+        assert!(text("cmdline").contains("provision"), "{}", text("cmdline"));
+        let limits = text("limits");
+        let cores = limits
+            .lines()
+            .find(|line| line.starts_with("Max core file size"));
+        let cores: Vec<&str> = cores.expect("a limit").split_whitespace().collect();
+        assert_eq!(cores[4..6], ["0", "0"], "{limits}");
+
+        run.signal(rustix::process::Signal::INT);
+        let told = run.finish().expect(130);
+        let warned = told.stderr.contains("could be seen by everybody");
+        assert_eq!(warned, way == "argument", "{}", told.told());
     }
 }

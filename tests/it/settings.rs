@@ -169,6 +169,7 @@ fn a_persons_own_installation_lives_in_their_home() {
                 "provision",
                 "--no-edge",
                 "--no-service",
+                "--allow-volatile-state",
                 "--token-file",
             ])
             .arg(&file);

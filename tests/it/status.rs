@@ -141,7 +141,12 @@ fn a_damaged_key_is_taken_from_its_copy_and_never_reset() {
         "looking changes nothing: a provisioning run may be at work"
     );
     bench
-        .run(&["provision", "--no-edge", "--no-service"])
+        .run(&[
+            "provision",
+            "--no-edge",
+            "--no-service",
+            "--allow-volatile-state",
+        ])
         .expect(0);
     assert_eq!(fs::read(&key).expect("there"), whole, "healed");
 

@@ -15,7 +15,9 @@ use insta::internals::SettingsBindDropGuard;
 use sha2::Digest as _;
 use tempfile::TempDir;
 
-pub(crate) const WITHOUT_THE_REST: [&str; 2] = ["--no-edge", "--no-service"];
+/// As far as this build goes, and wherever the scratch directories are.
+pub(crate) const WITHOUT_THE_REST: [&str; 3] =
+    ["--no-edge", "--no-service", "--allow-volatile-state"];
 
 /// A machine in a scratch directory, and a cloud for it to talk to.
 pub(crate) struct Bench {
@@ -260,6 +262,10 @@ impl Running {
             .spawn()
             .expect("the agent starts");
         Running(Some(child))
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.as_ref().expect("still running").id()
     }
 
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {

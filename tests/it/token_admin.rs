@@ -66,7 +66,13 @@ fn a_token_is_created_shown_once_listed_and_revoked() {
     "#);
     let id = answer["id"].as_str().expect("an id");
     bench.admin(&["token", "revoke", id]).expect(0);
-    let device = bench.agent(&["provision", &token, "--no-edge", "--no-service"]);
+    let device = bench.agent(&[
+        "provision",
+        &token,
+        "--no-edge",
+        "--no-service",
+        "--allow-volatile-state",
+    ]);
     Run::of(device).expect(4);
 }
 

@@ -95,7 +95,7 @@ fn a_drop_in_is_consumed_but_only_by_success() {
 fn a_token_on_the_command_line_works_and_earns_a_warning() {
     let given = given();
     let run = Run::of(given.provision(&[given.token.expose()])).expect(0);
-    insta::assert_snapshot!(run.stderr.lines().next().unwrap_or_default(), @"warning: a token on the command line is visible to everybody on this machine while the command runs, and stays in the shell's history; --token-file or the prompt are safer");
+    insta::assert_snapshot!(run.stderr.lines().next().unwrap_or_default(), @"warning: a token on the command line could be seen by everybody on this machine until now, may still be seen in the arguments of sudo and sh, and stays in the shell's history; safer: --token-file FILE, or no token and the prompt");
     assert!(!run.stderr.contains(given.token.expose()));
 }
 

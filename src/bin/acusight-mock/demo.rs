@@ -67,6 +67,7 @@ impl Demo {
             &token_file,
             "--no-edge",
             "--no-service",
+            "--allow-volatile-state",
         ];
         self.agent("device", &provision, Exit::Done)?;
         let key = self.scratch.0.join("device/var/lib/acusight/device-key");
