@@ -16,6 +16,7 @@ mod secrecy;
 mod settings;
 mod status;
 mod support;
+mod sweeps;
 mod tls;
 mod token_admin;
 mod token_sources;

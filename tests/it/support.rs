@@ -291,15 +291,27 @@ impl Drop for Running {
 
 /// Whether this test can be root here; says so if not. In CI it must be.
 pub(crate) fn is_root(wanted_for: &str) -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        assert!(std::env::var_os("CI").is_none(), "{wanted_for} needs root");
+    possible(
+        rustix::process::geteuid().is_root(),
+        &format!("{wanted_for} needs root"),
+    )
+}
+
+/// Whether this program is installed; says so if not. In CI it must be.
+pub(crate) fn has(program: &str) -> bool {
+    let found = Command::new(program).arg("--version").output().is_ok();
+    possible(found, &format!("{program} is not installed"))
+}
+
+fn possible(it_is: bool, why_not: &str) -> bool {
+    if !it_is {
+        assert!(std::env::var_os("CI").is_none(), "{why_not}");
         #[expect(clippy::print_stdout, reason = "said out loud")]
         {
-            println!("skipped: {wanted_for} needs root");
+            println!("skipped: {why_not}");
         }
     }
-    root
+    it_is
 }
 
 /// A client of the library's own for tests below the command line.
