@@ -1,17 +1,22 @@
-//! Where the device's secrets live between runs.
+//! Where the device's key lives between runs, with everything else that came with it.
 //!
-//! Both are framed files in the state directory: the device key, which the server tells only
-//! once, and the edge key, with which the container can be made again without the server.
+//! One framed file in the state directory, written at once: a device that has its key has all of
+//! it. What else says who this device is (`device.json`) can be made from it again.
 
 mod file;
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use uuid::Uuid;
+use zeroize::Zeroizing;
 
+use crate::config::ApiUrl;
 use crate::error::{Exit, Explain};
 use crate::files::{self, FileError};
 use crate::paths::Paths;
+use crate::records::DeviceRecord;
 use crate::secret::{DeviceKey, EdgeKey};
 use file::FramedFile;
 
@@ -57,21 +62,60 @@ impl Explain for CredentialError {
     }
 }
 
-/// A secret as it was found.
+/// What the provisioning answer brought, and which attempt brought it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credential {
+    #[serde(serialize_with = "DeviceKey::send")]
+    pub device_key: DeviceKey,
+    pub device_id: String,
+    pub name: Option<String>,
+    /// The server as the administrator named it.
+    pub server: ApiUrl,
+    /// Base of the device's calls, as the server named it.
+    pub api_url: ApiUrl,
+    pub portainer_endpoint_id: Option<i64>,
+    /// With it the container can be made again without the server.
+    #[serde(serialize_with = "EdgeKey::send_option")]
+    pub edge_key: Option<EdgeKey>,
+    pub request_id: Uuid,
+    pub provisioned_at: String,
+}
+
+impl Credential {
+    /// The same without secrets, for everybody who wants to know who this device is.
+    pub fn record(&self) -> DeviceRecord {
+        DeviceRecord::new(
+            self.device_id.clone(),
+            self.name.clone(),
+            self.api_url.clone(),
+            self.portainer_endpoint_id,
+            self.provisioned_at.clone(),
+        )
+    }
+
+    fn encode(&self) -> Zeroizing<String> {
+        Zeroizing::new(serde_json::to_string(self).expect("plain data always encodes"))
+    }
+
+    fn decode(text: &str) -> Option<Credential> {
+        serde_json::from_str(text).ok()
+    }
+}
+
+/// A credential as it was found.
 #[derive(Debug)]
-pub struct Stored<T> {
-    pub secret: T,
+pub struct Stored {
+    pub credential: Credential,
     /// Others on this machine could read it until now.
     pub was_exposed: bool,
-    /// It had to be read from a copy: the proper file is missing or damaged.
-    pub from_copy: bool,
+    /// The file or its copy is missing, damaged or out of date.
+    pub needs_healing: bool,
 }
 
 /// Reading is for everybody; whoever writes must hold the lock of the state directory.
 #[derive(Debug)]
 pub struct CredentialStore {
-    device_key: FramedFile,
-    edge_key: FramedFile,
+    file: FramedFile,
     /// In memory: for a key that was issued and found the disk failing.
     refuge: FramedFile,
 }
@@ -79,53 +123,45 @@ pub struct CredentialStore {
 impl CredentialStore {
     pub fn new(paths: &Paths) -> CredentialStore {
         CredentialStore {
-            device_key: FramedFile::new(paths.device_key()),
-            edge_key: FramedFile::new(paths.edge_key()),
+            file: FramedFile::new(paths.device_key()),
             refuge: FramedFile::new(paths.refuge()),
         }
     }
 
     /// On the disk, read back, with a second copy, when this returns.
-    pub fn put_device_key(&self, key: &DeviceKey) -> Result<(), CredentialError> {
-        self.device_key.put(key.expose())
+    pub fn put(&self, credential: &Credential) -> Result<(), CredentialError> {
+        self.file.put(&credential.encode())
     }
 
-    pub fn device_key(&self) -> Result<Option<Stored<DeviceKey>>, CredentialError> {
-        self.device_key.get(DeviceKey::parse)
+    pub fn get(&self) -> Result<Option<Stored>, CredentialError> {
+        self.file.get(Credential::decode)
     }
 
-    /// Writes a key that was read from a copy back to its place.
-    pub fn heal_device_key(&self, key: &DeviceKey) {
-        if let Err(error) = self.device_key.heal(key.expose()) {
+    /// Writes what was read to both places.
+    pub fn heal(&self, credential: &Credential) {
+        if let Err(error) = self.file.heal(&credential.encode()) {
             let error = crate::error::chain(&error);
             tracing::warn!(error, "the recovered key could not be written back");
         }
     }
 
-    /// Keeps the key where it survives this process, though not a restart of the machine.
-    pub fn put_in_refuge(&self, key: &DeviceKey) -> Result<&Path, CredentialError> {
+    /// Keeps it where it survives this process, though not a restart of the machine.
+    pub fn put_in_refuge(&self, credential: &Credential) -> Result<&Path, CredentialError> {
         let path = self.refuge.path();
         if let Some(dir) = path.parent() {
             files::create_private_dir(dir)?;
+            files::check_private_dir(dir)?;
         }
-        self.refuge.put(key.expose())?;
+        self.refuge.put(&credential.encode())?;
         Ok(path)
     }
 
     /// Brings a key from the refuge to its proper place. It is newer than any that is there.
     pub fn leave_refuge(&self) -> Result<(), CredentialError> {
-        if let Some(stored) = self.refuge.get(DeviceKey::parse)? {
-            self.put_device_key(&stored.secret)?;
+        if let Some(stored) = self.refuge.get(Credential::decode)? {
+            self.put(&stored.credential)?;
             self.refuge.delete()?;
         }
         Ok(())
-    }
-
-    pub fn put_edge_key(&self, key: &EdgeKey) -> Result<(), CredentialError> {
-        self.edge_key.put(key.expose())
-    }
-
-    pub fn edge_key(&self) -> Result<Option<Stored<EdgeKey>>, CredentialError> {
-        self.edge_key.get(EdgeKey::parse)
     }
 }

@@ -67,7 +67,7 @@ impl Exit {
         match self {
             Exit::Done => "done, or already so",
             Exit::Unexpected => "unexpected error",
-            Exit::Usage => "wrong usage or settings; nothing was sent",
+            Exit::Usage => "wrong usage or settings; nothing was changed",
             Exit::Preflight => "this machine is not ready; the token was not used",
             Exit::TokenRejected => "the token was rejected or has expired",
             Exit::DeviceExists => "the device is already registered",

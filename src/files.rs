@@ -242,6 +242,18 @@ pub fn create_private_dir(path: &Path) -> Result<(), FileError> {
     Ok(())
 }
 
+/// Refuses a directory that somebody else owns or can look into.
+pub fn check_private_dir(path: &Path) -> Result<(), FileError> {
+    let meta = fs::symlink_metadata(path).at("inspect", path)?;
+    if !meta.is_dir() {
+        return Err(untrusted(path, "it is not a directory"));
+    }
+    if meta.uid() != rustix::process::geteuid().as_raw() || meta.mode() & 0o077 != 0 {
+        return Err(untrusted(path, "others have access to it"));
+    }
+    Ok(())
+}
+
 /// Held by one process at a time; the kernel lets go of it when the process ends, however.
 #[derive(Debug)]
 pub struct Lock(#[expect(dead_code, reason = "held open, never read")] File);

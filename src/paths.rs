@@ -65,7 +65,12 @@ impl Paths {
             root: PathBuf::from("/"),
             state: state.to_owned(),
             settings: dirs.config_dir().to_owned(),
-            runtime: dirs.runtime_dir().unwrap_or(state).to_owned(),
+            runtime: match dirs.runtime_dir() {
+                Some(runtime) => runtime.join("acusight"),
+                // No session: still memory, and not the disk that may just be failing.
+                None => Path::new("/dev/shm")
+                    .join(format!("acusight-{}", rustix::process::geteuid().as_raw())),
+            },
             scope: Scope::User,
         })
     }
@@ -93,12 +98,9 @@ impl Paths {
         self.state.join("device.json")
     }
 
+    /// The device's key, and what came with it.
     pub fn device_key(&self) -> PathBuf {
         self.state.join("device-key")
-    }
-
-    pub fn edge_key(&self) -> PathBuf {
-        self.state.join("edge-key")
     }
 
     /// Exists only while an attempt to provision is open.
@@ -159,7 +161,6 @@ mod tests {
         let mut ours = vec![
             paths.device_record(),
             paths.device_key(),
-            paths.edge_key(),
             paths.journal(),
             paths.lock(),
             paths.refuge(),

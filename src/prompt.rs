@@ -16,7 +16,7 @@ use tokio::io::unix::AsyncFd;
 use zeroize::Zeroizing;
 
 const TERMINAL: &str = "/dev/tty";
-const CAP: usize = 4096;
+const CAP: usize = 64 * 1024;
 
 const CTRL_C: u8 = 0x03;
 const CTRL_D: u8 = 0x04;
@@ -63,20 +63,23 @@ struct Quiet {
 
 impl Quiet {
     fn make(terminal: File) -> Result<Quiet, PromptError> {
-        let before = tcgetattr(&terminal).map_err(io::Error::from)?;
-        let mut quiet = before.clone();
-        quiet.local_modes -= LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG;
-        tcsetattr(&terminal, OptionalActions::Flush, &quiet).map_err(io::Error::from)?;
         #[expect(
             deprecated,
             reason = "sound for a File, which owns its descriptor; the successor is unsafe to call"
         )]
         let terminal = AsyncFd::with_interest(terminal, Interest::READABLE)?;
-        Ok(Quiet { terminal, before })
+        let before = tcgetattr(terminal.get_ref()).map_err(io::Error::from)?;
+        let mut modes = before.clone();
+        modes.local_modes -= LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG;
+        // From here on, whatever happens, the terminal is given back.
+        let quiet = Quiet { terminal, before };
+        tcsetattr(quiet.terminal.get_ref(), OptionalActions::Flush, &modes)
+            .map_err(io::Error::from)?;
+        Ok(quiet)
     }
 
     async fn read_line(&self) -> Result<Zeroizing<String>, PromptError> {
-        let mut line = Zeroizing::new(Vec::with_capacity(CAP));
+        let mut line = Zeroizing::new(Vec::with_capacity(4096));
         // One at a time: what is typed after the line belongs to whoever reads next.
         while let Some(byte) = self.read_byte().await? {
             match byte {

@@ -15,32 +15,32 @@ use crate::files::{self, FileError};
 const SCHEMA: u32 = 1;
 const CAP: usize = 64 * 1024;
 
-/// Who this device is, for good.
+/// Who this device is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceRecord {
     schema: u32,
     pub device_id: String,
     pub name: Option<String>,
-    /// The server as the administrator named it.
-    pub server: ApiUrl,
-    /// Base of the device's calls, as the server named it.
+    /// Base of the device's calls.
     pub api_url: ApiUrl,
     pub portainer_endpoint_id: Option<i64>,
-    /// The attempt that brought the key; `None` if only the server could tell who this is.
-    pub request_id: Option<Uuid>,
     pub provisioned_at: String,
 }
 
 impl DeviceRecord {
-    pub fn new(device_id: String, server: ApiUrl, provisioned_at: String) -> DeviceRecord {
+    pub fn new(
+        device_id: String,
+        name: Option<String>,
+        api_url: ApiUrl,
+        portainer_endpoint_id: Option<i64>,
+        provisioned_at: String,
+    ) -> DeviceRecord {
         DeviceRecord {
             schema: SCHEMA,
             device_id,
-            name: None,
-            api_url: server.clone(),
-            server,
-            portainer_endpoint_id: None,
-            request_id: None,
+            name,
+            api_url,
+            portainer_endpoint_id,
             provisioned_at,
         }
     }
@@ -97,13 +97,9 @@ impl Journal {
         }
     }
 
-    /// Whether an attempt with this token is open.
-    pub fn has_token(&self, fingerprint: &str) -> bool {
-        (self.attempts.iter()).any(|open| open.token_fingerprint == fingerprint)
-    }
-
-    pub fn of_device(&self, device_id: &str) -> Option<&Attempt> {
-        (self.attempts.iter()).find(|open| open.device_id == device_id)
+    /// The attempt with this token, if one is open.
+    pub fn with_token(&self, fingerprint: &str) -> Option<&Attempt> {
+        (self.attempts.iter()).find(|open| open.token_fingerprint == fingerprint)
     }
 
     pub fn forget(&mut self, request_id: Uuid) {
@@ -143,7 +139,7 @@ impl Explain for RecordError {
     fn hint(&self) -> Option<String> {
         match self {
             RecordError::Damaged { path, .. } => Some(format!(
-                "the device key is a file of its own and was not touched; move {} aside and run `acusight-agent provision` again",
+                "restore {0} from a backup, or move it aside and run the same command again; if an answer of the server was lost, {0} is the only way to its key",
                 path.display()
             )),
             RecordError::Newer { .. } => Some("install that version again".into()),

@@ -87,6 +87,18 @@ macro_rules! secret_type {
             pub fn as_secret(&self) -> &Secret {
                 &self.0
             }
+
+            /// See [`Secret::send`].
+            pub fn send<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                self.0.send(serializer)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<$name, D::Error> {
+                let text = Zeroizing::new(String::deserialize(deserializer)?);
+                $name::parse(&text).map_err(serde::de::Error::custom)
+            }
         }
 
         impl fmt::Debug for $name {
@@ -134,6 +146,14 @@ impl DeviceKey {
 }
 
 impl EdgeKey {
+    /// See [`Secret::send`].
+    pub fn send_option<S: Serializer>(
+        key: &Option<EdgeKey>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        key.as_ref().map(EdgeKey::expose).serialize(serializer)
+    }
+
     pub fn parse(text: &str) -> Result<EdgeKey, MalformedSecret> {
         one_word(text).map(EdgeKey)
     }

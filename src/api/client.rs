@@ -101,9 +101,9 @@ impl ApiError {
         match self {
             ApiError::Setup(_) => false,
             ApiError::Http(error) => error.may_have_been_delivered(),
-            // A server error after the commit looks like one before it; 503 is said at the door.
+            // After the commit it looks as before it; a 503 may be a proxy's, whose server died.
             ApiError::Refused { status, .. } | ApiError::Foreign { status, .. } => {
-                (*status >= 500 && *status != 503) || *status < 300
+                *status >= 500 || *status < 300
             }
             ApiError::BadReply { .. } => true,
         }

@@ -45,7 +45,8 @@ fn executed_anew(
     argument: Option<String>,
     variable: Option<String>,
 ) -> io::Result<Infallible> {
-    let mut anew = Command::new("/proc/self/exe");
+    // By its path, so that the process keeps its name.
+    let mut anew = Command::new(std::env::current_exe()?);
     let (name, rest) = args.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     anew.arg0(name);
     // What stands in its place must live until the program is executed.

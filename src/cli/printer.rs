@@ -89,13 +89,13 @@ impl Printer {
         self.say(&format!(
             "  {} {}; trying again in {} s",
             self.style(Style::Bad, "wait"),
-            redact(&plain(&chain(error))),
+            redact(&one_line(&chain(error))),
             delay.as_secs_f64().ceil()
         ));
     }
 
     pub(super) fn failure(&self, failure: &Failure) {
-        let message = redact(&plain(&failure.message));
+        let message = redact(&one_line(&failure.message));
         let hint = failure.hint.as_deref().map(|hint| redact(&plain(hint)));
         self.talk(&format!("{} {message}", self.style(Style::Bad, "error:")));
         if let Some(fate) = failure.token {
@@ -147,9 +147,22 @@ impl Printer {
 
 /// A text that cannot draw on the terminal: servers have a say in some of what is printed.
 pub(super) fn plain(text: &str) -> String {
+    // They turn the reading direction, and with it what a line seems to say.
+    let turns = |c| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     text.chars()
-        .map(|c| if c.is_control() && c != '\n' { ' ' } else { c })
+        .map(|c| {
+            if (c.is_control() && c != '\n') || turns(c) {
+                ' '
+            } else {
+                c
+            }
+        })
         .collect()
+}
+
+/// The same on one line.
+pub(super) fn one_line(text: &str) -> String {
+    plain(text).replace('\n', " ")
 }
 
 /// `label   value` lines, aligned; rows without a value are left out.
@@ -158,7 +171,7 @@ pub(super) fn table(rows: &[(&str, Option<String>)]) -> String {
     rows.iter()
         .filter_map(|(label, value)| {
             let value = value.as_ref()?;
-            Some(format!("  {label:width$}   {}\n", value.replace('\n', " ")))
+            Some(format!("  {label:width$}   {}\n", one_line(value)))
         })
         .collect()
 }

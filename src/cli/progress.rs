@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::printer::{Printer, Style, plain};
+use super::printer::{Printer, Style, one_line};
 use crate::error::TokenFate;
 use crate::provision::{Event, Step};
 
@@ -39,7 +39,7 @@ impl Progress {
             Event::Retrying { error, delay } => {
                 self.above_spinner(|| self.printer.waiting(error, delay));
             }
-            Event::Warning(text) => self.above_spinner(|| self.printer.warn(&plain(&text))),
+            Event::Warning(text) => self.above_spinner(|| self.printer.warn(&one_line(&text))),
         }
     }
 
@@ -74,7 +74,7 @@ impl Progress {
             "  {}   {:<13} {}",
             self.printer.style(Style::Good, "ok"),
             done(step),
-            self.printer.style(Style::Dim, &plain(detail))
+            self.printer.style(Style::Dim, &one_line(detail))
         ));
     }
 

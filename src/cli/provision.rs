@@ -98,16 +98,16 @@ fn not_in_this_build() -> Failure {
 }
 
 fn show(context: &Context, outcome: &Outcome) -> Result<(), Failure> {
-    let record = &outcome.record;
+    let device = &outcome.credential;
     let headline = if outcome.already {
         "This device is provisioned already; nothing was changed, and no token was used."
     } else {
         "This device is provisioned."
     };
     let rows = [
-        ("device", Some(record.device_id.clone())),
-        ("name", record.name.clone()),
-        ("server", Some(record.api_url.to_string())),
+        ("device", Some(device.device_id.clone())),
+        ("name", device.name.clone()),
+        ("server", Some(device.api_url.to_string())),
         ("status", Some(outcome.status.clone())),
         ("key", Some(outcome.key_path.display().to_string())),
     ];
@@ -115,12 +115,12 @@ fn show(context: &Context, outcome: &Outcome) -> Result<(), Failure> {
     let value = json!({
         "schema": 1,
         "already": outcome.already,
-        "device_id": record.device_id,
-        "name": record.name,
-        "api_url": record.api_url,
+        "device_id": device.device_id,
+        "name": device.name,
+        "api_url": device.api_url,
         "status": outcome.status,
         "key": { "store": "file", "path": outcome.key_path },
-        "provisioned_at": record.provisioned_at,
+        "provisioned_at": device.provisioned_at,
     });
     context.printer.data(&text, &value)?;
     if let Some(path) = &outcome.token_left_in {

@@ -8,22 +8,21 @@ use crate::api::client::{ApiError, Client};
 use crate::api::http::Http;
 use crate::credential::CredentialStore;
 use crate::error::{Exit, Explain, Failure, chain};
-use crate::records::{DeviceRecord, Journal};
+use crate::records::Journal;
 
 pub(super) async fn run(context: Context) -> Result<(), Failure> {
     let paths = &context.settings.paths;
-    let record = DeviceRecord::load(&paths.device_record())?;
-    let stored = CredentialStore::new(paths).device_key()?;
-    let (Some(record), Some(stored)) = (record, stored) else {
+    let Some(stored) = CredentialStore::new(paths).get()? else {
         return Err(not_provisioned(&context)?);
     };
+    let record = stored.credential.record();
     let http = Http::new(
         context.settings.ca_cert.as_deref(),
         &record.api_url,
         context.clock.clone(),
     )?;
     let client = Client::new(http, record.api_url.clone());
-    let server = client.device_self(&stored.secret).await;
+    let server = client.device_self(&stored.credential.device_key).await;
 
     let said = match &server {
         Ok(server) => format!("{} (asked just now)", server.status),

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::{CredentialError, Stored};
+use super::{Credential, CredentialError, Stored};
 use crate::files::{self, FileError};
-use crate::secret::{MalformedSecret, hex};
+use crate::secret::hex;
 
 const HEADER: &str = "acusight-credential 1";
-const CAP: usize = 4096;
+const CAP: usize = 16 * 1024;
 
 #[derive(Debug)]
 pub(super) struct FramedFile {
@@ -50,40 +50,57 @@ impl FramedFile {
 
     /// The first intact one of: a new file that a crash kept from being put in place (it is
     /// never older than the live one), the live file, the second copy. Writes nothing.
-    pub(super) fn get<T>(
+    pub(super) fn get(
         &self,
-        parse: impl Fn(&str) -> Result<T, MalformedSecret>,
-    ) -> Result<Option<Stored<T>>, CredentialError> {
+        decode: impl Fn(&str) -> Option<Credential>,
+    ) -> Result<Option<Stored>, CredentialError> {
         let mut trouble = None;
+        let mut found: Option<(files::PrivateFile, Credential)> = None;
+        let mut all_alike = true;
         for path in [&files::staging_of(&self.live), &self.live, &self.backup] {
+            let is_staging = path != &self.live && path != &self.backup;
             let file = match files::read_private(path, CAP) {
-                Ok(None) => continue,
                 Ok(Some(file)) => file,
+                Ok(None) => {
+                    all_alike &= is_staging;
+                    continue;
+                }
                 // Somebody has been at it: that is for a person to look into.
                 Err(error @ FileError::Untrusted { .. }) => return Err(error.into()),
                 Err(error) => {
                     trouble.get_or_insert(error.into());
+                    all_alike = false;
                     continue;
                 }
             };
-            if let Some(secret) = unframe(&file.bytes).and_then(|text| parse(text).ok()) {
-                return Ok(Some(Stored {
-                    secret,
-                    was_exposed: file.was_exposed,
-                    from_copy: path != &self.live,
-                }));
-            }
-            // A torn staging file is what a crash before the first success leaves.
-            if path == &self.live || path == &self.backup {
-                trouble.get_or_insert(CredentialError::Damaged {
-                    path: self.live.clone(),
-                });
+            match (&found, unframe(&file.bytes).and_then(&decode)) {
+                (None, Some(credential)) => {
+                    all_alike &= !is_staging;
+                    found = Some((file, credential));
+                }
+                (Some((first, _)), _) => all_alike &= first.bytes == file.bytes,
+                // A torn staging file is what a crash before the first success leaves.
+                (None, None) if is_staging => {}
+                (None, None) => {
+                    all_alike = false;
+                    trouble.get_or_insert(CredentialError::Damaged {
+                        path: self.live.clone(),
+                    });
+                }
             }
         }
-        trouble.map_or(Ok(None), Err)
+        match (found, trouble) {
+            (Some((file, credential)), _) => Ok(Some(Stored {
+                credential,
+                was_exposed: file.was_exposed,
+                needs_healing: !all_alike,
+            })),
+            (None, Some(error)) => Err(error),
+            (None, None) => Ok(None),
+        }
     }
 
-    /// Puts a secret that was read from a copy back into its place.
+    /// Makes the file and its copy alike again.
     pub(super) fn heal(&self, secret: &str) -> Result<(), CredentialError> {
         // The copy first: writing the live file takes the staging file's place, and at every
         // moment one intact file must be there.
@@ -117,12 +134,34 @@ fn unframe(bytes: &[u8]) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::ApiUrl;
     use crate::secret::DeviceKey;
     use proptest::prelude::*;
     use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
+    use uuid::Uuid;
 
     const KEY: &str = "adk_00112233445566778899aabbccddeeff";
+
+    fn credential(key: &str) -> String {
+        let server = ApiUrl::parse("https://acusight.io", false).expect("good");
+        let credential = Credential {
+            device_key: DeviceKey::parse(key).expect("good"),
+            device_id: "d".into(),
+            name: None,
+            api_url: server.clone(),
+            server,
+            portainer_endpoint_id: None,
+            edge_key: None,
+            request_id: Uuid::nil(),
+            provisioned_at: "2026-01-01T00:00:00Z".into(),
+        };
+        credential.encode().to_string()
+    }
+
+    fn framed(key: &str) -> Vec<u8> {
+        frame(&credential(key)).as_bytes().to_vec()
+    }
 
     struct Scratch {
         _dir: tempfile::TempDir,
@@ -136,8 +175,8 @@ mod tests {
     }
 
     fn read(store: &FramedFile) -> Option<String> {
-        let stored = store.get(DeviceKey::parse).expect("readable");
-        stored.map(|stored| stored.secret.expose().to_owned())
+        let stored = store.get(Credential::decode).expect("readable");
+        stored.map(|stored| stored.credential.device_key.expose().to_owned())
     }
 
     fn write_raw(path: &Path, bytes: &[u8]) {
@@ -148,7 +187,7 @@ mod tests {
     fn what_is_put_is_got_twice_over() {
         let Scratch { store, _dir } = scratch();
         assert_eq!(read(&store), None);
-        store.put(KEY).expect("stored");
+        store.put(&credential(KEY)).expect("stored");
         assert_eq!(read(&store).as_deref(), Some(KEY));
         assert_eq!(
             fs::read(&store.live).expect("live"),
@@ -164,20 +203,20 @@ mod tests {
                 "staging" => files::staging_of(&store.live),
                 _ => store.backup.clone(),
             };
-            write_raw(&path, frame(KEY).as_bytes());
+            write_raw(&path, &framed(KEY));
             fs::write(&store.live, b"").expect("an empty live file");
             let mode = fs::Permissions::from_mode(0o600);
             fs::set_permissions(&store.live, mode).expect("private");
-            let stored = store.get(DeviceKey::parse).expect("readable");
+            let stored = store.get(Credential::decode).expect("readable");
             let stored = stored.expect("there");
-            assert!(stored.from_copy, "from {copy}");
+            assert!(stored.needs_healing, "from {copy}");
             assert_eq!(
                 fs::read(&store.live).expect("live"),
                 b"",
                 "reading writes nothing"
             );
-            store.heal(stored.secret.expose()).expect("healed");
-            assert_eq!(fs::read(&store.live).expect("live"), frame(KEY).as_bytes());
+            store.heal(&stored.credential.encode()).expect("healed");
+            assert_eq!(fs::read(&store.live).expect("live"), framed(KEY));
             assert_eq!(read(&store).as_deref(), Some(KEY));
         }
     }
@@ -188,7 +227,7 @@ mod tests {
         for torn in [&b""[..], b"acusight-cred"] {
             fs::write(files::staging_of(&store.live), torn).expect("torn");
             assert_eq!(read(&store), None);
-            store.put(KEY).expect("stored");
+            store.put(&credential(KEY)).expect("stored");
             assert_eq!(read(&store).as_deref(), Some(KEY));
             store.delete().expect("deleted");
         }
@@ -197,7 +236,7 @@ mod tests {
     #[test]
     fn a_live_file_that_cannot_be_read_does_not_hide_its_copy() {
         let Scratch { store, _dir } = scratch();
-        store.put(KEY).expect("stored");
+        store.put(&credential(KEY)).expect("stored");
         write_raw(&store.live, &[b'x'; CAP + 1]);
         assert_eq!(read(&store).as_deref(), Some(KEY));
     }
@@ -205,14 +244,14 @@ mod tests {
     #[test]
     fn damage_everywhere_is_an_error_and_nothing_is_reset() {
         let Scratch { store, _dir } = scratch();
-        store.put(KEY).expect("stored");
+        store.put(&credential(KEY)).expect("stored");
         for path in [&store.live, &store.backup] {
             let mut bytes = fs::read(path).expect("there");
             bytes[30] ^= 1;
             fs::write(path, &bytes).expect("damaged");
         }
         let before = fs::read(&store.live).expect("there");
-        let error = store.get(DeviceKey::parse).expect_err("damaged");
+        let error = store.get(Credential::decode).expect_err("damaged");
         assert!(matches!(error, CredentialError::Damaged { .. }), "{error}");
         assert_eq!(fs::read(&store.live).expect("there"), before);
     }
@@ -220,10 +259,10 @@ mod tests {
     #[test]
     fn a_new_key_that_a_crash_left_in_staging_beats_the_old_one() {
         let Scratch { store, _dir } = scratch();
-        store.put(KEY).expect("stored");
-        write_raw(&files::staging_of(&store.live), frame("adk_ff").as_bytes());
+        store.put(&credential(KEY)).expect("stored");
+        write_raw(&files::staging_of(&store.live), &framed("adk_ff"));
         assert_eq!(read(&store).as_deref(), Some("adk_ff"));
-        store.heal("adk_ff").expect("healed");
+        store.heal(&credential("adk_ff")).expect("healed");
         assert!(!files::staging_of(&store.live).exists());
         assert_eq!(read(&store).as_deref(), Some("adk_ff"));
     }

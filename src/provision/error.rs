@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use super::{NotReady, token_refusal};
+use super::NotReady;
 use crate::api::client::ApiError;
+use crate::api::code;
 use crate::api::http::SetupError;
 use crate::config::{ApiUrl, BadApiUrl};
 use crate::credential::CredentialError;
@@ -30,6 +31,8 @@ pub enum ProvisionError {
     StoredKey(#[source] CredentialError),
     #[error("this device belongs to {belongs_to} already, not to {asked}")]
     OtherServer { belongs_to: ApiUrl, asked: ApiUrl },
+    #[error("an attempt with this token is open at {open_at}")]
+    AttemptElsewhere { open_at: ApiUrl },
     #[error("this device has a key already, but the server could not confirm it")]
     Unconfirmed(#[source] ApiError),
     #[error("the server could not be asked")]
@@ -65,15 +68,13 @@ pub enum ProvisionError {
         #[source]
         cause: CredentialError,
     },
-    #[error("the key is stored, but what goes with it is not")]
-    KeyStored(#[source] CredentialError),
     #[error(
         "the key is stored, but the server named an address for its devices that is refused: {reason}"
     )]
     BadEndpoint { reason: BadApiUrl },
     #[error("the key is stored, but the server did not confirm it")]
     Unverified(#[source] ApiError),
-    #[error("a record could not be written")]
+    #[error("the key is stored, but a record of it could not be written")]
     Record(#[source] FileError),
 }
 
@@ -130,7 +131,7 @@ impl ProvisionError {
     /// Something may have happened on the server: this attempt stays open.
     pub(super) fn unsettled(error: ApiError, device_id: &str) -> ProvisionError {
         match error.refusal() {
-            Some((status, _)) if (400..500).contains(&status) => ProvisionError::KeyLost {
+            Some((401 | 403 | 409, _)) => ProvisionError::KeyLost {
                 device_id: device_id.to_owned(),
             },
             _ => ProvisionError::AnswerLost(error),
@@ -146,9 +147,9 @@ impl Explain for ProvisionError {
             ProvisionError::Http(error) => error.exit(),
             ProvisionError::NotReady(error) => error.exit(),
             ProvisionError::BadRecord(_) | ProvisionError::StoredKey(_) => Exit::Preflight,
-            ProvisionError::OtherServer { .. } | ProvisionError::DeviceExists { .. } => {
-                Exit::DeviceExists
-            }
+            ProvisionError::OtherServer { .. }
+            | ProvisionError::AttemptElsewhere { .. }
+            | ProvisionError::DeviceExists { .. } => Exit::DeviceExists,
             ProvisionError::Unconfirmed(error)
             | ProvisionError::ServerNotReached(error)
             | ProvisionError::Refused(error) => error.exit(),
@@ -157,7 +158,7 @@ impl Explain for ProvisionError {
             ProvisionError::NotStored { .. } => Exit::NotStored,
             ProvisionError::BadEndpoint { .. } => Exit::Server,
             ProvisionError::Unverified(error) => error.exit(),
-            ProvisionError::KeyStored(_) | ProvisionError::Record(_) => Exit::Unexpected,
+            ProvisionError::Record(_) => Exit::Unexpected,
         }
     }
 
@@ -168,8 +169,9 @@ impl Explain for ProvisionError {
             ProvisionError::Http(error) => error.id(),
             ProvisionError::NotReady(error) => error.id(),
             ProvisionError::BadRecord(error) => error.id(),
-            ProvisionError::StoredKey(error) | ProvisionError::KeyStored(error) => error.id(),
+            ProvisionError::StoredKey(error) => error.id(),
             ProvisionError::OtherServer { .. } => "other_server",
+            ProvisionError::AttemptElsewhere { .. } => "attempt_elsewhere",
             ProvisionError::Unconfirmed(error)
             | ProvisionError::ServerNotReached(error)
             | ProvisionError::Refused(error)
@@ -195,6 +197,9 @@ impl Explain for ProvisionError {
             ProvisionError::StoredKey(error) => return error.hint(),
             ProvisionError::OtherServer { belongs_to, .. } => format!(
                 "leave out --api-url to keep it at {belongs_to}; or add --new-identity to make it a new device elsewhere"
+            ),
+            ProvisionError::AttemptElsewhere { open_at } => format!(
+                "it may have spent the token there: leave out --api-url to go on with it at {open_at}, or use another token"
             ),
             ProvisionError::Unconfirmed(error)
             | ProvisionError::ServerNotReached(error)
@@ -224,7 +229,7 @@ impl Explain for ProvisionError {
             ProvisionError::NotStored { refuge: None, .. } => {
                 "mend the state directory and run the same command again with the same token; if that fails, delete the device in the dashboard and start over".into()
             }
-            ProvisionError::KeyStored(_) | ProvisionError::Unverified(_) | ProvisionError::Record(_) => {
+            ProvisionError::Unverified(_) | ProvisionError::Record(_) => {
                 "run the same command again: it goes on where this one stopped".into()
             }
             ProvisionError::BadEndpoint { .. } => {
@@ -236,10 +241,9 @@ impl Explain for ProvisionError {
 
     fn retryable(&self) -> bool {
         match self {
-            ProvisionError::Locked
-            | ProvisionError::KeyStored(_)
-            | ProvisionError::Record(_)
-            | ProvisionError::AnswerLost(_) => true,
+            ProvisionError::Locked | ProvisionError::Record(_) | ProvisionError::AnswerLost(_) => {
+                true
+            }
             ProvisionError::Unconfirmed(error)
             | ProvisionError::ServerNotReached(error)
             | ProvisionError::Refused(error)
@@ -255,11 +259,16 @@ impl Explain for ProvisionError {
                 Some(TokenFate::MaybeSpent)
             }
             ProvisionError::NotStored { .. }
-            | ProvisionError::KeyStored(_)
             | ProvisionError::BadEndpoint { .. }
             | ProvisionError::Unverified(_)
             | ProvisionError::Record(_) => Some(TokenFate::Spent),
             _ => Some(TokenFate::Unused),
         }
     }
+}
+
+/// Whether a refusal means that the token is no good, and which way.
+fn token_refusal(error: &ApiError) -> Option<bool> {
+    let (status, code) = error.refusal()?;
+    matches!(status, 401 | 403).then_some(code == code::TOKEN_EXPIRED)
 }

@@ -20,6 +20,8 @@ const INODES_NEEDED: u64 = 16;
 pub enum NotReady {
     #[error("this needs root")]
     NotRoot(#[source] FileError),
+    #[error("this needs root: {0} is root's")]
+    BelongsToRoot(PathBuf),
     #[error("the state directory cannot be used")]
     StateDir(#[source] FileError),
     #[error("the state directory {0} is not a directory")]
@@ -29,7 +31,7 @@ pub enum NotReady {
     #[error("the state directory {path} is open to others on this machine (mode {mode:04o})")]
     Open { path: PathBuf, mode: u32 },
     #[error(
-        "{dir} can be written to by others on this machine, who could put another state directory in its place"
+        "{dir} belongs to others on this machine, or can be written to by them: they could put another state directory in its place"
     )]
     ParentOpen { dir: PathBuf },
     #[error(
@@ -58,7 +60,7 @@ impl Explain for NotReady {
 
     fn id(&self) -> &'static str {
         match self {
-            NotReady::NotRoot(_) => "not_root",
+            NotReady::NotRoot(_) | NotReady::BelongsToRoot(_) => "not_root",
             NotReady::StateDir(_) | NotReady::NotADirectory(_) => "state_dir",
             NotReady::ForeignOwner { .. } => "state_dir_owner",
             NotReady::Open { .. } => "state_dir_open",
@@ -73,7 +75,7 @@ impl Explain for NotReady {
 
     fn hint(&self) -> Option<String> {
         let hint = match self {
-            NotReady::NotRoot(_) => "run the same command with sudo".into(),
+            NotReady::NotRoot(_) | NotReady::BelongsToRoot(_) => "run the same command with sudo".into(),
             NotReady::StateDir(error) => error.hint().unwrap_or_else(|| {
                 "look at that directory, or choose another with --state-dir".into()
             }),
@@ -85,7 +87,10 @@ impl Explain for NotReady {
                 )
             }
             NotReady::Open { path, .. } => format!("chmod 700 {}", path.display()),
-            NotReady::ParentOpen { dir } => format!("chmod go-w {}", dir.display()),
+            NotReady::ParentOpen { dir } => format!(
+                "chmod go-w {0}; chown root: {0}; or choose another directory with --state-dir",
+                dir.display()
+            ),
             NotReady::Volatile { .. } => {
                 "choose a directory on a disk with --state-dir; or add --allow-volatile-state if losing the key with the next restart is fine".into()
             }
@@ -175,7 +180,11 @@ pub(super) fn try_out_state_dir(paths: &Paths, allow_volatile: bool) -> Result<(
 fn check_owner_and_mode(dir: &Path) -> Result<(), NotReady> {
     let meta = dir.metadata().map_err(|source| unreadable(dir, source))?;
     let path = dir.to_owned();
-    if meta.uid() != rustix::process::geteuid().as_raw() {
+    let me = rustix::process::geteuid().as_raw();
+    if meta.uid() == 0 && me != 0 {
+        return Err(NotReady::BelongsToRoot(path));
+    }
+    if meta.uid() != me {
         return Err(NotReady::ForeignOwner {
             path,
             owner: meta.uid(),
@@ -196,7 +205,9 @@ fn check_parents(dir: &Path) -> Result<(), NotReady> {
         let meta = parent
             .metadata()
             .map_err(|source| unreadable(parent, source))?;
-        if meta.mode() & 0o022 != 0 && meta.mode() & STICKY == 0 {
+        let writable = meta.mode() & 0o022 != 0 && meta.mode() & STICKY == 0;
+        let foreign = meta.uid() != 0 && meta.uid() != rustix::process::geteuid().as_raw();
+        if writable || foreign {
             return Err(NotReady::ParentOpen {
                 dir: parent.to_owned(),
             });

@@ -9,7 +9,7 @@ use acusight_agent::mock::{Fault, MockCloud, Moment, Route};
 use acusight_agent::secret::Secret;
 use serde_json::json;
 
-use crate::support::{Bench, Run, Running, WITHOUT_THE_REST, is_root, write_private};
+use crate::support::{Bench, Run, Running, WITHOUT_THE_REST, is_root, lost_answer, write_private};
 
 fn provision_calls(bench: &Bench) -> usize {
     let requests = bench.cloud.requests();
@@ -69,14 +69,7 @@ fn a_token_becomes_a_device_with_a_key() {
     let state = bench.state_dir();
     assert_eq!(
         bench.state_files(),
-        [
-            "device-key",
-            "device-key.bak",
-            "device.json",
-            "edge-key",
-            "edge-key.bak",
-            "lock"
-        ]
+        ["device-key", "device-key.bak", "device.json", "lock"]
     );
     assert_eq!(fs::metadata(&state).expect("there").mode() & 0o777, 0o700);
     for name in bench.state_files() {
@@ -91,10 +84,8 @@ fn a_token_becomes_a_device_with_a_key() {
       "schema": 1,
       "device_id": "[UUID]",
       "name": "edge-1",
-      "server": "http://127.0.0.1:[PORT]/api",
       "api_url": "http://127.0.0.1:[PORT]/api",
       "portainer_endpoint_id": 1,
-      "request_id": "[UUID]",
       "provisioned_at": "[TIME]"
     }
     "#);
@@ -530,7 +521,7 @@ fn a_state_directory_that_is_not_fit_is_refused_before_the_token_is_used() {
     insta::assert_snapshot!(bench.provision(&token).error(), @"
     exit 3
     error: the state directory [ROOT]/var/lib/acusight is not a directory
-    token: the token was not used
+    token: the token may be spent
     hint: move [ROOT]/var/lib/acusight away
     ");
 
@@ -615,27 +606,46 @@ fn a_wrong_user_is_told_to_use_sudo() {
 }
 
 #[test]
-fn a_damaged_record_stops_everything_and_loses_nothing() {
+fn a_damaged_record_is_made_again_from_the_credential() {
     let bench = Bench::new();
     let token = bench.cloud.create_token("t", true);
     bench.provision(&token).expect(0);
     let record = bench.state_dir().join("device.json");
-    let key = bench.device_key();
     let whole = fs::read_to_string(&record).expect("there");
+    write_private(&record, &whole[..whole.len() / 2]);
+    bench.run(&["status"]).expect(0);
+    bench.provision(&token).expect(0);
+    assert_eq!(fs::read_to_string(&record).expect("there"), whole);
+
+    // Without the credential it is all that tells who this device was: then it is not guessed.
+    for name in ["device-key", "device-key.bak"] {
+        fs::remove_file(bench.state_dir().join(name)).expect("removed");
+    }
     write_private(&record, &whole[..whole.len() / 2]);
     insta::assert_snapshot!(bench.provision(&token).error(), @"
     exit 3
-    error: what this device was cannot be read: [ROOT]/var/lib/acusight/device.json is damaged: EOF while parsing a string at line 6 column 20
+    error: what this device was cannot be read: [ROOT]/var/lib/acusight/device.json is damaged: EOF while parsing a value at line 5 column 13
     token: the token was not used
-    hint: the device key is a file of its own and was not touched; move [ROOT]/var/lib/acusight/device.json aside and run `acusight-agent provision` again
+    hint: restore [ROOT]/var/lib/acusight/device.json from a backup, or move it aside and run the same command again; if an answer of the server was lost, [ROOT]/var/lib/acusight/device.json is the only way to its key
     ");
-    assert_eq!(bench.device_key(), key);
+    assert_eq!(bench.uses(), 1);
+}
 
-    // The way out that the hint names.
-    fs::remove_file(&record).expect("moved aside");
-    bench.provision(&token).expect(0);
-    assert_eq!(bench.device_key(), key);
-    bench.run(&["status"]).expect(0);
+#[test]
+fn a_damaged_journal_stops_everything_and_the_token_may_be_spent() {
+    let bench = Bench::new();
+    let token = bench.cloud.create_token("t", true);
+    bench.cloud.inject(lost_answer(Route::Provision));
+    Run::of(bench.provision_command(&token, &["--retry-for", "0"])).expect(8);
+    let journal = bench.state_dir().join("provisioning.json");
+    write_private(&journal, "{");
+    insta::assert_snapshot!(bench.provision(&token).error(), @"
+    exit 3
+    error: what this device was cannot be read: [ROOT]/var/lib/acusight/provisioning.json is damaged: EOF while parsing an object at line 1 column 1
+    token: the token may be spent
+    hint: restore [ROOT]/var/lib/acusight/provisioning.json from a backup, or move it aside and run the same command again; if an answer of the server was lost, [ROOT]/var/lib/acusight/provisioning.json is the only way to its key
+    ");
+    assert_eq!(fs::read_to_string(&journal).expect("there"), "{");
 }
 
 #[test]
@@ -648,7 +658,8 @@ fn a_server_without_portainer_gives_no_edge_key() {
     );
     let token = bench.cloud.create_token("t", true);
     bench.provision(&token).expect(0);
-    assert!(!bench.state_files().contains(&"edge-key".to_owned()));
+    let credential = bench.credential().expect("stored");
+    assert_eq!(credential["edge_key"], serde_json::Value::Null);
 }
 
 #[test]
@@ -695,9 +706,9 @@ fn a_state_directory_that_others_could_replace_is_refused() {
     fs::set_permissions(bench.root().join("var/lib"), open).expect("opened");
     insta::assert_snapshot!(bench.provision(&token).error(), @"
     exit 3
-    error: [ROOT]/var/lib can be written to by others on this machine, who could put another state directory in its place
+    error: [ROOT]/var/lib belongs to others on this machine, or can be written to by them: they could put another state directory in its place
     token: the token was not used
-    hint: chmod go-w [ROOT]/var/lib
+    hint: chmod go-w [ROOT]/var/lib; chown root: [ROOT]/var/lib; or choose another directory with --state-dir
     ");
     assert_eq!(bench.cloud.requests().len(), 0);
     // With the sticky bit only owners can rename, as in /tmp.

@@ -29,9 +29,12 @@ fn record(bench: &Bench) -> serde_json::Value {
 fn block(bench: &Bench, name: &str) -> std::path::PathBuf {
     let obstacle = bench.state_dir().join(format!("{name}.tmp"));
     fs::create_dir_all(&obstacle).expect("made");
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
-    fs::set_permissions(bench.state_dir(), mode).expect("private");
+    fs::set_permissions(bench.state_dir(), private()).expect("private");
     obstacle
+}
+
+fn private() -> fs::Permissions {
+    std::os::unix::fs::PermissionsExt::from_mode(0o700)
 }
 
 #[test]
@@ -210,25 +213,33 @@ fn a_key_that_is_revoked_before_it_was_verified_is_not_replayed_for_ever() {
 }
 
 #[test]
-fn what_came_with_the_key_and_could_not_be_stored_is_fetched_again() {
+fn the_key_and_what_came_with_it_are_stored_at_once() {
     let bench = Bench::new();
     let token = bench.cloud.create_token("t", true);
-    let obstacle = block(&bench, "edge-key");
-    Run::of(bench.provision_command(&token, &NO_RETRY)).expect(1);
-    assert!(bench.device_key().is_some(), "the key came first");
+    let obstacle = block(&bench, "device.json");
+    let run = Run::of(bench.provision_command(&token, &NO_RETRY));
+    insta::assert_snapshot!(run.error(), @"
+    exit 1
+    error: the key is stored, but a record of it could not be written: could not remove [ROOT]/var/lib/acusight/device.json.tmp: Is a directory (os error 21)
+    token: the token was used
+    hint: run the same command again: it goes on where this one stopped
+    ");
     fs::remove_dir(obstacle).expect("removed");
 
-    bench.provision(&token).expect(0);
-    let edge_key = fs::read_to_string(bench.state_dir().join("edge-key")).expect("there");
+    // Without any token: nothing has to be asked for again.
+    let mut bare = bench.agent(&["provision"]);
+    bare.args(WITHOUT_THE_REST);
+    Run::of(bare).expect(0);
+    let credential = bench.credential().expect("stored");
     let device = &bench.cloud.devices()[0];
-    let edge_key = edge_key.lines().nth(1).expect("framed");
+    let edge_key = credential["edge_key"].as_str().expect("an edge key");
     let edge_key = acusight_agent::secret::EdgeKey::parse(edge_key).expect("a word");
     assert!(bench.cloud.issued_edge_key(&device.device_id, &edge_key));
     assert_eq!(
         record(&bench)["portainer_endpoint_id"],
         json!(device.portainer_endpoint_id)
     );
-    assert_eq!((bench.cloud.devices().len(), bench.uses()), (1, 1));
+    assert_eq!(journal(&bench), "");
 }
 
 #[test]
@@ -254,11 +265,15 @@ fn a_key_in_the_refuge_is_newer_than_any_on_the_disk() {
     let bench = Bench::new();
     let token = bench.cloud.create_token("t", true);
     bench.provision(&token).expect(0);
+    let newer = bench.credential().expect("stored");
     let key = bench.device_key().expect("a key");
     let refuge = bench.root().join("run/acusight/issued-key");
-    write_private(&refuge, &framed(&key));
+    write_private(&refuge, &framed(&newer));
+    fs::set_permissions(refuge.parent().expect("a parent"), private()).expect("private");
+    let mut older = newer.clone();
+    older["device_key"] = json!("adk_00");
     for old in ["device-key", "device-key.bak"] {
-        write_private(&bench.state_dir().join(old), &framed("adk_00"));
+        write_private(&bench.state_dir().join(old), &framed(&older));
     }
     let mut bare = bench.agent(&["provision"]);
     bare.args(WITHOUT_THE_REST);
@@ -332,4 +347,104 @@ fn a_good_key_in_an_odd_answer_is_kept() {
         assert!(run.stderr.contains("the key is stored"), "{}", run.told());
         assert_eq!(bench.device_key().as_deref(), Some("adk_0011"), "{answer}");
     }
+}
+
+#[test]
+fn a_busy_server_on_the_second_try_is_no_proof_of_anything() {
+    for status in [429, 400, 404, 422] {
+        let bench = Bench::new();
+        let token = bench.cloud.create_token("t", true);
+        bench.cloud.inject(lost_answer(Route::Provision));
+        Run::of(bench.provision_command(&token, &NO_RETRY)).expect(8);
+        let refusal = Fault::status(status, "X").on(Route::Provision).times(1);
+        bench.cloud.inject(refusal);
+        let run = Run::of(bench.provision_command(&token, &NO_RETRY)).expect(8);
+        assert!(!run.stderr.contains("key is lost"), "{}", run.told());
+        bench.provision(&token).expect(0);
+        assert_eq!((bench.cloud.devices().len(), bench.uses()), (1, 1));
+    }
+}
+
+#[test]
+fn a_503_may_come_from_a_proxy_whose_server_died_after_the_work() {
+    let bench = Bench::new();
+    let token = bench.cloud.create_token("t", true);
+    let unavailable = Fault::status(503, "UNAVAILABLE").on(Route::Provision);
+    bench.cloud.inject(unavailable.times(1));
+    Run::of(bench.provision_command(&token, &NO_RETRY)).expect(8);
+    let id = |bench: &Bench| {
+        let requests = bench.cloud.requests();
+        let mut ids = requests
+            .iter()
+            .filter_map(|request| request.headers.get("idempotency-key"));
+        ids.next_back().expect("a request id").clone()
+    };
+    let first = id(&bench);
+    bench.provision(&token).expect(0);
+    assert_eq!(id(&bench), first, "the request id is kept");
+}
+
+#[test]
+fn an_address_for_devices_that_nobody_can_reach_is_no_dead_end() {
+    // Nothing listens there.
+    let cloud = MockCloud::builder().public_origin("http://127.0.0.1:1");
+    let bench = Bench::with(cloud.start().expect("starts"));
+    let token = bench.cloud.create_token("t", true);
+    Run::of(bench.provision_command(&token, &NO_RETRY)).expect(6);
+    Run::of(bench.provision_command(&token, &NO_RETRY)).expect(0);
+    Run::of(bench.provision_command(&token, &NO_RETRY)).expect(0);
+    bench.run(&["status"]).expect(0);
+}
+
+#[test]
+fn a_token_that_may_be_spent_at_one_server_is_not_taken_to_another() {
+    let bench = Bench::new();
+    let other = MockCloud::start();
+    let token = bench.cloud.create_token("t", true);
+    bench.cloud.inject(lost_answer(Route::Provision));
+    Run::of(bench.provision_command(&token, &NO_RETRY)).expect(8);
+
+    let mut elsewhere = bench.provision_command(&token, &NO_RETRY);
+    elsewhere.env("ACUSIGHT_API_URL", other.api_url());
+    let run = Run::of(elsewhere).expect(5);
+    assert!(
+        run.stderr.contains("the token may be spent"),
+        "{}",
+        run.told()
+    );
+    assert_eq!(other.requests().len(), 0);
+
+    // Without an address it goes on where it was, not at the default server.
+    let mut unsaid = bench.provision_command(&token, &NO_RETRY);
+    unsaid.env_remove("ACUSIGHT_API_URL");
+    Run::of(unsaid).expect(0);
+    assert_eq!((bench.cloud.devices().len(), bench.uses()), (1, 1));
+}
+
+#[test]
+fn a_key_is_shown_to_no_server_but_its_own() {
+    let bench = Bench::new();
+    let first = bench.cloud.create_token("first", true);
+    bench.provision(&first).expect(0);
+    let other = MockCloud::start();
+    let second = other.create_token("second", true);
+    other.inject(Fault::status(500, "X").on(Route::Provision));
+    let mut elsewhere = bench.provision_command(&second, &NEW_IDENTITY);
+    elsewhere.env("ACUSIGHT_API_URL", other.api_url());
+    Run::of(elsewhere).expect(8);
+    let before = other.requests().len();
+
+    let mut bare = bench.agent(&["provision"]);
+    bare.args(WITHOUT_THE_REST);
+    Run::of(bare).expect(0);
+    assert_eq!(other.requests().len(), before);
+    // Nor does the other's silence outweigh what its own says.
+    drop(other);
+    assert!(
+        bench
+            .cloud
+            .delete_device(&bench.cloud.devices()[0].device_id)
+    );
+    let third = bench.cloud.create_token("third", true);
+    bench.provision(&third).expect(0);
 }

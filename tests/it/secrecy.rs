@@ -59,11 +59,9 @@ fn at_trace_level_with_failures_in_every_form_nothing_tells() {
         }
         assert!(said.contains("answered"), "the log was on: {said}");
 
-        let line_of = |name: &str| {
-            let text = fs::read_to_string(bench.state_dir().join(name)).expect("stored");
-            text.lines().nth(1).expect("framed").to_owned()
-        };
-        let (key, edge_key) = (line_of("device-key"), line_of("edge-key"));
+        let stored = bench.credential().expect("stored");
+        let secret = |name: &str| stored[name].as_str().expect("a secret").to_owned();
+        let (key, edge_key) = (secret("device_key"), secret("edge_key"));
         for secret in [token.expose(), &key, &edge_key, ADMIN_TOKEN] {
             assert!(!said.contains(secret), "{format}: {said}");
         }
@@ -86,7 +84,7 @@ fn at_trace_level_with_failures_in_every_form_nothing_tells() {
                 "{name}"
             );
             assert!(
-                !text.contains(&edge_key) || name.starts_with("edge-key"),
+                !text.contains(&edge_key) || name.starts_with("device-key"),
                 "{name}"
             );
         }

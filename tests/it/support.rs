@@ -146,9 +146,14 @@ impl Bench {
             .sum()
     }
 
-    pub(crate) fn device_key(&self) -> Option<String> {
+    /// The stored credential: the key and what came with it.
+    pub(crate) fn credential(&self) -> Option<serde_json::Value> {
         let text = fs::read_to_string(self.state_dir().join("device-key")).ok()?;
-        text.lines().nth(1).map(str::to_owned)
+        serde_json::from_str(text.lines().nth(1)?).ok()
+    }
+
+    pub(crate) fn device_key(&self) -> Option<String> {
+        Some(self.credential()?["device_key"].as_str()?.to_owned())
     }
 }
 
@@ -219,9 +224,10 @@ impl Run {
 }
 
 /// A credential as the file store frames it.
-pub(crate) fn framed(secret: &str) -> String {
-    let sum = acusight_agent::secret::hex(&sha2::Sha256::digest(secret.as_bytes()));
-    format!("acusight-credential 1\n{secret}\nsha256 {sum}\n")
+pub(crate) fn framed(credential: &serde_json::Value) -> String {
+    let text = credential.to_string();
+    let sum = acusight_agent::secret::hex(&sha2::Sha256::digest(text.as_bytes()));
+    format!("acusight-credential 1\n{text}\nsha256 {sum}\n")
 }
 
 /// The answer to `route` is lost after the server has done its work.

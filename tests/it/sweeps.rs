@@ -113,14 +113,7 @@ fn killed_anywhere_and_run_again_there_is_one_device_with_a_good_key() {
         );
         assert_eq!(
             bench.state_files(),
-            [
-                "device-key",
-                "device-key.bak",
-                "device.json",
-                "edge-key",
-                "edge-key.bak",
-                "lock"
-            ],
+            ["device-key", "device-key.bak", "device.json", "lock"],
             "{point:?}"
         );
         bench.run(&["status"]).expect(0);
