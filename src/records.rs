@@ -139,8 +139,13 @@ impl Explain for RecordError {
     fn hint(&self) -> Option<String> {
         match self {
             RecordError::Damaged { path, .. } => Some(format!(
-                "restore {0} from a backup, or move it aside and run the same command again; if an answer of the server was lost, {0} is the only way to its key",
-                path.display()
+                "restore {0} from a backup, or move it aside and run the same command again; {1}",
+                path.display(),
+                if path.ends_with("provisioning.json") {
+                    "if an answer of the server was lost, it is the only way to that answer's key"
+                } else {
+                    "without it this machine becomes another device, if its key is gone as well"
+                }
             )),
             RecordError::Newer { .. } => Some("install that version again".into()),
             RecordError::File(error) => error.hint(),
