@@ -51,35 +51,50 @@ fn under_strace(command: &Command, options: &[&str]) -> Command {
     traced
 }
 
-/// How often each system call is made by one undisturbed run.
-fn calls() -> BTreeMap<String, usize> {
+/// A system call of one undisturbed run: its name, the how-manieth of that name it is, and
+/// whether it concerns a file of ours.
+struct Call {
+    name: String,
+    nth: usize,
+    ours: bool,
+}
+
+fn calls() -> Vec<Call> {
     let bench = Bench::new();
     let token = bench.cloud.create_token("t", true);
     let trace = bench.root().join("trace");
-    let options = ["-o", trace.to_str().expect("a name")];
+    let options = ["-y", "-o", trace.to_str().expect("a name")];
     let status = under_strace(&bench.provision_command(&token, &[]), &options).status();
     assert!(status.expect("strace runs").success());
-    let mut calls = BTreeMap::new();
-    for line in std::fs::read_to_string(&trace).expect("a trace").lines() {
-        let call = line
-            .split_whitespace()
-            .nth(1)
-            .and_then(|rest| rest.split_once('('));
-        if let Some((name, _)) = call {
-            *calls.entry(name.to_owned()).or_insert(0) += 1;
-        }
-    }
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    let root = bench.root().to_str().expect("a name").to_owned();
+    let trace = std::fs::read_to_string(&trace).expect("a trace");
+    let calls = trace.lines().filter_map(|line| {
+        let (name, rest) = line.split_once(' ')?.1.trim_start().split_once('(')?;
+        let nth = counts.entry(name.to_owned()).or_insert(0);
+        *nth += 1;
+        Some(Call {
+            name: name.to_owned(),
+            nth: *nth,
+            ours: rest.contains(&root),
+        })
+    });
     calls
+        .filter(|call| call.name != "exit_group" && call.name != "execve")
+        .collect()
 }
 
 fn points() -> Vec<(String, usize)> {
-    let all = std::env::var("ACUSIGHT_SWEEP").is_ok_and(|value| value == "all");
+    let all = everything();
     calls()
         .into_iter()
-        .filter(|(name, _)| name != "exit_group" && name != "execve")
-        .filter(|(name, _)| all || TELLING.contains(&name.as_str()))
-        .flat_map(|(name, count)| (1..=count).map(move |nth| (name.clone(), nth)))
+        .filter(|call| all || TELLING.contains(&call.name.as_str()))
+        .map(|call| (call.name, call.nth))
         .collect()
+}
+
+fn everything() -> bool {
+    std::env::var("ACUSIGHT_SWEEP").is_ok_and(|value| value == "all")
 }
 
 /// Kills a run at this point, and runs it again.
@@ -159,6 +174,52 @@ fn killed_anywhere_with_a_server_that_does_not_replay_the_token_is_never_blamed(
         "{lost} of {}",
         points.len()
     );
+}
+
+/// A disk that is full, failing or read-only at any one moment, a table of descriptors that is
+/// full, a signal that comes at the wrong time: told as such, and mended by running it again.
+#[test]
+fn an_error_of_any_call_on_our_files_loses_nothing() {
+    if !has("strace") {
+        return;
+    }
+    let errors = ["ENOSPC", "EIO", "EROFS", "EMFILE", "ENOMEM", "EINTR"];
+    let calls: Vec<Call> = calls().into_iter().filter(|call| call.ours).collect();
+    let mut cases = 0;
+    let mut refuged = 0;
+    for (number, call) in calls.iter().enumerate() {
+        for (turn, error) in errors.iter().enumerate() {
+            // By default each call meets one error, in turn; a full sweep is all with all.
+            if !everything() && number % errors.len() != turn {
+                continue;
+            }
+            let bench = Bench::new();
+            let token = bench.cloud.create_token("t", true);
+            let inject = format!("inject={}:error={error}:when={}", call.name, call.nth);
+            let options = ["-o", "/dev/null", "-e", &inject];
+            let command = bench.provision_command(&token, &["--retry-for", "0"]);
+            let status = under_strace(&command, &options).status();
+            let code = status.expect("strace runs").code();
+            let case = format!("{error} from {} {}: {code:?}", call.name, call.nth);
+            assert!(matches!(code, Some(0 | 1 | 2 | 3 | 9)), "{case}");
+            refuged += usize::from(code == Some(9));
+
+            let run = bench.provision(&token);
+            assert_eq!(run.code, 0, "{case}: {}", run.told());
+            assert_eq!(
+                (bench.cloud.devices().len(), bench.uses()),
+                (1, 1),
+                "{case}"
+            );
+            bench.run(&["status"]).expect(0);
+            cases += 1;
+        }
+    }
+    say(&format!(
+        "{cases} errors of {} calls on our files: all mended by a second run, {refuged} by way of the refuge",
+        calls.len()
+    ));
+    assert!(cases >= 60, "{cases} cases");
 }
 
 /// Before the last byte the answer is not there; with it, it is.
