@@ -9,6 +9,7 @@ mod client_faults;
 mod contract;
 mod identity;
 mod mock_program;
+mod preflight;
 mod provision;
 mod races;
 mod resume;

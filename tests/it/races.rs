@@ -56,14 +56,7 @@ fn of_two_runs_on_one_machine_one_works_and_the_other_says_why_not() {
     };
     bench.cloud.inject(hang.on(Route::Provision).times(1));
     let first = Running::start(bench.provision_command(&token, &[]));
-    let reached = bench
-        .cloud
-        .wait_until(std::time::Duration::from_secs(20), |requests| {
-            requests
-                .iter()
-                .any(|request| request.route == Some(Route::Provision))
-        });
-    assert!(reached, "the first run is in the middle of its call");
+    bench.wait_for_call(Route::Provision);
 
     let second = Run::of(bench.provision_command(&token, &[]));
     insta::assert_snapshot!(second.error(), @"

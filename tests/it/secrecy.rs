@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use acusight_agent::mock::{ADMIN_TOKEN, Fault, Moment, Route};
 
@@ -107,12 +106,7 @@ fn neither_arguments_nor_environment_of_the_process_show_the_token() {
             _ => command.env("ACUSIGHT_TOKEN", token.expose()),
         };
         let run = Running::start(command);
-        let reached = bench.cloud.wait_until(Duration::from_secs(20), |requests| {
-            requests
-                .iter()
-                .any(|request| request.route == Some(Route::Provision))
-        });
-        assert!(reached, "it is in the middle of its call");
+        bench.wait_for_call(Route::Provision);
         let proc = Path::new("/proc").join(run.pid().to_string());
         let text = |name| {
             let bytes = fs::read(proc.join(name)).expect("readable");

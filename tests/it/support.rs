@@ -5,11 +5,12 @@ use std::io::Write as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 use acusight_agent::api::http::Http;
 use acusight_agent::clock::Clock;
 use acusight_agent::config::ApiUrl;
-use acusight_agent::mock::{ADMIN_TOKEN, Fault, FaultPlan, MockCloud, Moment, Route};
+use acusight_agent::mock::{ADMIN_TOKEN, Fault, FaultPlan, MockCloud, Moment, Recorded, Route};
 use acusight_agent::secret::Secret;
 use insta::internals::SettingsBindDropGuard;
 use sha2::Digest as _;
@@ -118,6 +119,13 @@ impl Bench {
         let path = self.root().join("given-token");
         write_private(&path, text);
         path
+    }
+
+    /// Until the cloud has received this call, answered or not.
+    pub(crate) fn wait_for_call(&self, route: Route) {
+        let made = |requests: &[Recorded]| requests.iter().any(|call| call.route == Some(route));
+        let seen = self.cloud.wait_until(Duration::from_secs(20), made);
+        assert!(seen, "no call of {route:?}");
     }
 
     /// The files of the state directory, by name.
