@@ -510,7 +510,7 @@ fn a_damaged_record_is_made_again_from_the_credential() {
     exit 3
     error: what this device was cannot be read: [ROOT]/var/lib/acusight/device.json is damaged: EOF while parsing a value at line 5 column 13
     token: the token was not used
-    hint: restore [ROOT]/var/lib/acusight/device.json from a backup, or move it aside and run the same command again; if an answer of the server was lost, [ROOT]/var/lib/acusight/device.json is the only way to its key
+    hint: restore [ROOT]/var/lib/acusight/device.json from a backup, or move it aside and run the same command again; without it this machine becomes another device, if its key is gone as well
     ");
     assert_eq!(bench.uses(), 1);
 }
@@ -527,7 +527,7 @@ fn a_damaged_journal_stops_everything_and_the_token_may_be_spent() {
     exit 3
     error: what this device was cannot be read: [ROOT]/var/lib/acusight/provisioning.json is damaged: EOF while parsing an object at line 1 column 1
     token: the token may be spent
-    hint: restore [ROOT]/var/lib/acusight/provisioning.json from a backup, or move it aside and run the same command again; if an answer of the server was lost, [ROOT]/var/lib/acusight/provisioning.json is the only way to its key
+    hint: restore [ROOT]/var/lib/acusight/provisioning.json from a backup, or move it aside and run the same command again; if an answer of the server was lost, it is the only way to that answer's key
     ");
     assert_eq!(fs::read_to_string(&journal).expect("there"), "{");
 }
