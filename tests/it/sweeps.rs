@@ -168,12 +168,9 @@ fn killed_anywhere_with_a_server_that_does_not_replay_the_token_is_never_blamed(
         "killed at {} points, key lost with the server's answer at {lost}",
         points.len()
     ));
-    // Between the server's commit and the key on the disk there are only a few calls.
-    assert!(
-        lost > 0 && lost < points.len() / 3,
-        "{lost} of {}",
-        points.len()
-    );
+    // Between the server's commit and the key on the disk: receiving the answer, saying so,
+    // writing the file, putting it in place. Whoever adds to these makes losses likelier.
+    assert!((1..=5).contains(&lost), "{lost} of {}", points.len());
 }
 
 /// A disk that is full, failing or read-only at any one moment, a table of descriptors that is
