@@ -196,10 +196,6 @@ impl Client {
         Client { http, base }
     }
 
-    pub fn base(&self) -> &ApiUrl {
-        &self.base
-    }
-
     pub async fn create_token(
         &self,
         admin: &AdminToken,
