@@ -46,11 +46,7 @@ const VERSION: &str = concat!(
 /// Onboards this device to Acusight with one token, and keeps it running.
 #[derive(Debug, Parser)]
 #[command(name = "acusight-agent", version = VERSION, max_term_width = 100)]
-#[command(
-    after_help = "Exit codes: 0 done, 2 usage, 3 machine not ready, 4 token rejected, 5 device exists, \
-    6 network, 7 server, 8 outcome unknown, 9 key not stored, 11 not provisioned, 12 unhealthy, \
-    14 locked, 130 interrupted, 1 anything else."
-)]
+#[command(after_help = exit_codes())]
 struct Cli {
     #[command(flatten)]
     globals: Globals,
@@ -120,6 +116,11 @@ enum Command {
     Identity(identity::Flags),
     /// Create, list and revoke provisioning tokens (for administrators)
     Token(token::Flags),
+}
+
+fn exit_codes() -> String {
+    let rows = Exit::ALL.map(|exit| format!("  {:>3}  {}", exit.code(), exit.meaning()));
+    format!("Exit codes:\n{}", rows.join("\n"))
 }
 
 /// What every command has at hand.

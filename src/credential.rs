@@ -112,6 +112,18 @@ pub struct Stored {
     pub needs_healing: bool,
 }
 
+impl Stored {
+    /// What the owner of an exposed key must know.
+    pub fn warning(&self, paths: &Paths) -> Option<String> {
+        self.was_exposed.then(|| {
+            format!(
+                "{} could be read by others on this machine; it is private again, but the key may be known",
+                paths.device_key().display()
+            )
+        })
+    }
+}
+
 /// Reading is for everybody; whoever writes must hold the lock of the state directory.
 #[derive(Debug)]
 pub struct CredentialStore {
@@ -156,12 +168,14 @@ impl CredentialStore {
         Ok(path)
     }
 
-    /// Brings a key from the refuge to its proper place. It is newer than any that is there.
-    pub fn leave_refuge(&self) -> Result<(), CredentialError> {
-        if let Some(stored) = self.refuge.get(Credential::decode)? {
-            self.put(&stored.credential)?;
-            self.refuge.delete()?;
-        }
-        Ok(())
+    /// A key that an earlier run could store nowhere else. It is newer than any that is.
+    pub fn in_refuge(&self) -> Result<Option<Stored>, CredentialError> {
+        self.refuge.get(Credential::decode)
+    }
+
+    /// Brings a key from the refuge to its proper place.
+    pub fn leave_refuge(&self, credential: &Credential) -> Result<(), CredentialError> {
+        self.put(credential)?;
+        self.refuge.delete()
     }
 }

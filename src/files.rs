@@ -148,7 +148,8 @@ pub fn read_private(path: &Path, cap: usize) -> Result<Option<PrivateFile>, File
     if !meta.is_file() {
         return Err(untrusted(path, "it is not a regular file"));
     }
-    if meta.nlink() != 1 {
+    // None at all means that it was replaced after it was opened: still whole, just older.
+    if meta.nlink() > 1 {
         return Err(untrusted(path, "it has a second name (a hard link)"));
     }
     if meta.uid() != rustix::process::geteuid().as_raw() {
@@ -394,6 +395,24 @@ mod tests {
         assert!(read.was_exposed);
         let again = read_private(&path, CAP).expect("readable").expect("there");
         assert!(!again.was_exposed, "the mode is repaired once");
+    }
+
+    #[test]
+    fn a_file_that_is_replaced_while_it_is_read_is_no_link() {
+        let dir = scratch();
+        let path = dir.path().join("key");
+        write_private(&path, b"new").expect("written");
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                for _ in 0..300 {
+                    write_private(&path, b"new").expect("replaced");
+                }
+            });
+            while !writer.is_finished() {
+                let read = read_private(&path, CAP).expect("readable").expect("there");
+                assert_eq!(read.bytes, b"new");
+            }
+        });
     }
 
     #[test]

@@ -138,7 +138,14 @@ impl<'a> Run<'a> {
         report(Event::Began(Step::Machine));
         let lock = preflight::claim_state_dir(paths)?;
         let store = CredentialStore::new(paths);
-        store.leave_refuge().map_err(ProvisionError::StoredKey)?;
+        if let Some(stored) = store.in_refuge().map_err(ProvisionError::StoredKey)? {
+            store
+                .leave_refuge(&stored.credential)
+                .map_err(|cause| ProvisionError::NotStored {
+                    cause,
+                    refuge: Some(paths.refuge()),
+                })?;
+        }
         let mut run = Run {
             settings,
             clock,

@@ -102,6 +102,10 @@ impl Journal {
         (self.attempts.iter()).find(|open| open.token_fingerprint == fingerprint)
     }
 
+    pub fn with_request(&self, request_id: Uuid) -> Option<&Attempt> {
+        (self.attempts.iter()).find(|open| open.request_id == request_id)
+    }
+
     pub fn forget(&mut self, request_id: Uuid) {
         self.attempts.retain(|open| open.request_id != request_id);
     }

@@ -48,11 +48,8 @@ pub(super) async fn run(context: Context) -> Result<(), Failure> {
         "key": { "store": "file", "path": key_path, "was_exposed": stored.was_exposed },
         "provisioned_at": record.provisioned_at,
     });
-    if stored.was_exposed {
-        context.printer.warn(&format!(
-            "{} could be read by others on this machine; it is private again, but the key may be known",
-            key_path.display()
-        ));
+    if let Some(warning) = stored.warning(paths) {
+        context.printer.warn(&warning);
     }
     // With --json there is one object: the failure, if there is one.
     match server {

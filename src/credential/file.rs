@@ -9,7 +9,8 @@ use crate::files::{self, FileError};
 use crate::secret::hex;
 
 const HEADER: &str = "acusight-credential 1";
-const CAP: usize = 16 * 1024;
+/// More than any answer that is accepted can make, with every character of it escaped.
+const CAP: usize = 256 * 1024;
 
 #[derive(Debug)]
 pub(super) struct FramedFile {

@@ -19,11 +19,8 @@ impl Run<'_> {
         if stored.needs_healing {
             self.store.heal(&stored.credential);
         }
-        if stored.was_exposed {
-            self.warn(format!(
-                "{} could be read by others on this machine; it is private again, but the key may be known",
-                self.settings.paths.device_key().display()
-            ));
+        if let Some(warning) = stored.warning(&self.settings.paths) {
+            self.warn(warning);
         }
         Ok(Some(stored.credential))
     }
@@ -37,8 +34,7 @@ impl Run<'_> {
             return Ok(None);
         };
         // Who wants to be a new device is interested in this key only if it is the new one's.
-        let mut attempts = self.journal.attempts.iter();
-        let brought_by = attempts.find(|open| open.request_id == credential.request_id);
+        let brought_by = self.journal.with_request(credential.request_id);
         if new_identity && !brought_by.is_some_and(|open| open.new_identity) {
             return Ok(None);
         }
@@ -61,9 +57,7 @@ impl Run<'_> {
             let second = self.ask(&server, &credential).await;
             if second.is_ok() {
                 credential.api_url = server;
-                self.store
-                    .put(&credential)
-                    .map_err(ProvisionError::StoredKey)?;
+                self.store.heal(&credential);
                 answer = second;
             }
         }
@@ -90,9 +84,8 @@ impl Run<'_> {
         (self.report)(Event::Done(Step::Verify, done));
         self.write_record(&credential)?;
 
-        let brought_by = self.journal.attempts.iter();
-        let mut brought_by = brought_by.filter(|open| open.request_id == credential.request_id);
-        let fingerprint = brought_by.next().map(|open| open.token_fingerprint.clone());
+        let brought_by = self.journal.with_request(credential.request_id);
+        let fingerprint = brought_by.map(|open| open.token_fingerprint.clone());
         if let Some(fingerprint) = &fingerprint {
             // Attempts for the same device ended with it; those for another are another matter.
             (self.journal.attempts).retain(|open| open.device_id != credential.device_id);

@@ -448,3 +448,42 @@ fn a_key_is_shown_to_no_server_but_its_own() {
     let third = bench.cloud.create_token("third", true);
     bench.provision(&third).expect(0);
 }
+
+#[test]
+fn a_key_that_came_with_something_large_is_kept_and_read_again() {
+    let bench = Bench::new();
+    let token = bench.cloud.create_token("t", true);
+    let data = json!({"api_key": "adk_0011", "device_id": "d", "edge_key": "\"".repeat(25_000)});
+    let answer = Fault::Body {
+        status: 201,
+        text: json!({"success": true, "data": data}).to_string(),
+    };
+    bench.cloud.inject(answer.on(Route::Provision).times(1));
+    let run = Run::of(bench.provision_command(&token, &NO_RETRY)).expect(7);
+    assert!(run.stderr.contains("the key is stored"), "{}", run.told());
+    assert_eq!(bench.device_key().as_deref(), Some("adk_0011"));
+    // The mock does not know this key, but it could be read and asked about.
+    bench.run(&["status"]).expect(12);
+}
+
+#[test]
+fn a_key_that_still_finds_no_disk_stays_in_the_refuge() {
+    let bench = Bench::new();
+    let token = bench.cloud.create_token("t", true);
+    bench.provision(&token).expect(0);
+    let credential = bench.credential().expect("stored");
+    let refuge = bench.root().join("run/acusight/issued-key");
+    write_private(&refuge, &framed(&credential));
+    let obstacle = block(&bench, "device-key");
+    let run = bench.provision(&token);
+    insta::assert_snapshot!(run.error(), @"
+    exit 9
+    error: the key was issued, but could not be stored in the state directory: could not remove [ROOT]/var/lib/acusight/device-key.tmp: Is a directory (os error 21)
+    token: the token was used
+    hint: the key is in [ROOT]/run/acusight/issued-key until this machine restarts: mend the state directory and run the same command again before that
+    ");
+    assert!(refuge.exists());
+    fs::remove_dir(obstacle).expect("removed");
+    bench.provision(&token).expect(0);
+    assert!(!refuge.exists());
+}

@@ -237,33 +237,25 @@ fn the_prompt_does_not_echo_and_ctrl_c_gives_the_terminal_back() {
         .send_line("stty echo; before=$(stty -g)")
         .expect("typed");
     shell.wait_for_prompt().expect("a prompt");
-    shell.send_line(&command_line(&given)).expect("typed");
-    shell.exp_string("not shown): ").expect("asked");
-    shell.send_control('c').expect("typed");
-    shell.exp_string("hint:").expect("told");
-    shell.wait_for_prompt().expect("a prompt");
-    let compare = "echo code $?; [ \"$before\" = \"$(stty -g)\" ] && echo as\\ before";
-    shell.send_line(compare).expect("typed");
-    shell.exp_string("code 130").expect("the code");
-    shell
-        .exp_string("as before")
-        .expect("the terminal's settings");
-    shell.wait_for_prompt().expect("a prompt");
+    // Both ways of ending it, the typed one and the polite form of kill.
+    for ending in ["Ctrl-C", "TERM"] {
+        shell.send_line(&command_line(&given)).expect("typed");
+        shell.exp_string("not shown): ").expect("asked");
+        if ending == "TERM" {
+            let agent = process_with(given.bench.root()).expect("the agent runs");
+            rustix::process::kill_process(agent, rustix::process::Signal::TERM).expect("signalled");
+        } else {
+            shell.send_control('c').expect("typed");
+        }
+        shell.exp_string("hint:").expect("told");
+        shell.wait_for_prompt().expect("a prompt");
+        let compare = "echo code $?; [ \"$before\" = \"$(stty -g)\" ] && echo as\\ before";
+        shell.send_line(compare).expect("typed");
+        shell.exp_string("code 130").expect("the code");
+        shell.exp_string("as before").expect("the terminal's modes");
+        shell.wait_for_prompt().expect("a prompt");
+    }
     assert_eq!(given.bench.cloud.requests().len(), 0);
-
-    // The polite form of kill, too.
-    shell.send_line(&command_line(&given)).expect("typed");
-    shell.exp_string("not shown): ").expect("asked");
-    let agent = process_with(given.bench.root()).expect("the agent runs");
-    rustix::process::kill_process(agent, rustix::process::Signal::TERM).expect("signalled");
-    shell.exp_string("hint:").expect("told");
-    shell.wait_for_prompt().expect("a prompt");
-    shell.send_line(compare).expect("typed");
-    shell.exp_string("code 130").expect("the code");
-    shell
-        .exp_string("as before")
-        .expect("the terminal's settings");
-    shell.wait_for_prompt().expect("a prompt");
 
     shell.send_line(&command_line(&given)).expect("typed");
     shell.exp_string("not shown): ").expect("asked");
